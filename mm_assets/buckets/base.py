@@ -1,0 +1,112 @@
+"""What every store of objects can do; a folder and a bucket pass the same contract suite.
+
+Put here: the protocol and the values it passes. Keep out: one store's own ways.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+HEAD_BYTES = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What a listing or HEAD says about one object.
+
+    Attributes
+    ----------
+    key : raw key below the store's prefix; never normalised
+    etag : without quotes or weak mark
+    modified_at : timezone-aware
+    version_id : '' where the store has none
+    """
+
+    key: str
+    etag: str
+    size_bytes: int
+    modified_at: datetime
+    version_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a listing, in the order of the keys' UTF-8 bytes.
+
+    Attributes
+    ----------
+    next_after : pass as ``after`` for the next page; None at the end
+    """
+
+    objects: tuple[StoredObject, ...]
+    next_after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What ``download`` brought.
+
+    Attributes
+    ----------
+    is_complete : False when ``accept`` declined after the first bytes; the file then holds only those
+    sha256 : hex digest of what was read; None when not complete
+    """
+
+    stored: StoredObject
+    is_complete: bool
+    sha256: str | None
+    n_bytes: int
+
+
+class ObjectNotFoundError(Exception):
+    """There is no such object (any more); not a fault of the object, and not retried."""
+
+
+class ObjectChangedError(Exception):
+    """The object's ETag is no longer the one asked for; the next discovery finds the new version."""
+
+
+class Store(Protocol):
+    """Objects by raw key below a prefix.
+
+    All calls raise ``ServiceError`` after their own retries where the service fails, and ``ConfigError`` where
+    rights, keys or names are wrong. Safe to use from several threads.
+    """
+
+    uri: str
+
+    def list_page(self, after: str = "", limit: int = 1_000, prefix: str = "") -> Page:
+        """List objects whose key starts with ``prefix`` and comes after ``after``."""
+        ...
+
+    def head(self, key: str) -> StoredObject:
+        """Describe one object; raises ObjectNotFoundError."""
+        ...
+
+    def download(
+        self, key: str, target: Path, *, etag: str | None = None, accept: Callable[[bytes], bool] | None = None
+    ) -> Download:
+        """Read one object once into a new file.
+
+        ``accept`` sees the first 4,096 bytes (or fewer) and may decline the rest. With ``etag``, raises
+        ObjectChangedError when the object is another version; raises ObjectNotFoundError when it is gone.
+        """
+        ...
+
+    def read(self, key: str) -> bytes:
+        """Return a small object whole; raises ObjectNotFoundError."""
+        ...
+
+    def put(self, key: str, data: bytes) -> str:
+        """Write one object atomically; returns its ETag."""
+        ...
+
+    def upload(self, key: str, file: Path) -> str:
+        """Write one object atomically from a file; returns its ETag."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove one object; removing what is not there is no error."""
+        ...

@@ -1,0 +1,168 @@
+"""What every extractor is: a model card, parameters, a table in, a table out.
+
+Put here: the base class and the card. Keep out: any model, and any I/O but loading weights by path.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from mm_assets.schemas import TABLES, Table, check_schema
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """The record of one model: what was loaded is what this says, or loading fails.
+
+    Attributes
+    ----------
+    name, revision : of the weights, as their maker calls them
+    library : the package that loads them, e.g. ``open_clip``
+    files : path relative to ``folder`` → SHA-256 of the file; empty for programs without weights
+    folder : where the files lie on this machine
+    licence : SPDX id or the licence's name; ``is_commercial`` False where it forbids commercial use
+    dim : length of the vectors, None where the model gives none
+    input_side_px, window_s : what the model was made to see or hear; obeyed by its extractor
+    memory_mb : resident memory of the loaded model, measured
+    figures : held-out measurements by name
+    extra : further settings of this model, e.g. thresholds or class names
+    """
+
+    name: str
+    revision: str
+    library: str
+    licence: str
+    folder: Path
+    files: Mapping[str, str] = field(default_factory=dict)
+    is_commercial: bool = True
+    source: str = ""
+    dim: int | None = None
+    input_side_px: int | None = None
+    window_s: float | None = None
+    memory_mb: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """One text for all weights: goes into the recipe, so that other weights are another recipe."""
+        return ",".join(f"{path}={sha256}" for path, sha256 in sorted(self.files.items())) or self.revision
+
+    def path(self, name: str) -> Path:
+        """Absolute path of one of the card's files."""
+        return self.folder / name
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where models run: ``device`` cpu or cuda, CPU ``threads`` (0 = all), segments per call."""
+
+    device: str = "cpu"
+    threads: int = 0
+    batch_size: int = 32
+
+
+class Extractor(ABC):
+    """Segments in, rows of one step out.
+
+    Subclasses set the class attributes and implement ``_load`` and ``_extract``. Heavy libraries are imported
+    inside these two. No Dagster, no network, no writing.
+
+    Attributes
+    ----------
+    step : the step and table this fills
+    code_version : raised by hand whenever results change
+    takes : kinds of segment it reads (scene, image, page, audio)
+    columns : columns of ``segments`` it reads beside ids and place
+    gpu : True where the work belongs on an accelerator
+    defaults : parameters and their default values; all of them are part of the recipe
+    """
+
+    step: ClassVar[str]
+    code_version: ClassVar[str]
+    takes: ClassVar[frozenset[str]]
+    columns: ClassVar[tuple[str, ...]]
+    gpu: ClassVar[bool] = True
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, card: ModelCard, params: Mapping[str, Any] | None = None, place: Placement | None = None) -> None:
+        self.card = card
+        self.params: dict[str, Any] = {**self.defaults, **(params or {})}
+        self.place = place or Placement()
+        self._is_loaded = False
+
+    @property
+    def table(self) -> Table:
+        """The table this fills."""
+        return TABLES[self.step]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of ``extract``'s answer."""
+        return self.table.arrow_schema(self.card.dim)
+
+    def load(self) -> None:
+        """Import the library and load the weights; cheap when already loaded.
+
+        Raises
+        ------
+        ConfigError
+            A weight or program is missing or is not what the card says; the message names the command that helps.
+        """
+        if not self._is_loaded:
+            self._load()
+            self._is_loaded = True
+
+    def extract(self, segments: pa.Table, recipe: str = "") -> pa.Table:
+        """Return the rows of this step for these segments.
+
+        Parameters
+        ----------
+        segments : rows of ``segments`` of the kinds in ``takes``, of any objects; may be empty; never written to
+        recipe : written into each row
+
+        Returns
+        -------
+        Rows in the order of the segments, zero or more for each, in exactly ``schema``.
+
+        Raises
+        ------
+        ObjectError
+            A segment cannot be read. Callers narrow the batch down to the object at fault.
+        """
+        if segments.num_rows == 0:
+            return self.schema.empty_table()
+        self.load()
+        rows = self._with_recipe(self._extract(segments), recipe)
+        check_schema(self.step, self.schema, rows.schema)
+        return rows
+
+    def _with_recipe(self, rows: pa.Table, recipe: str) -> pa.Table:
+        column = pa.repeat(pa.scalar(recipe, pa.string()), rows.num_rows)
+        return rows.append_column("recipe", column).cast(self.schema)
+
+    @abstractmethod
+    def _load(self) -> None:
+        """Import the library, load and verify the weights."""
+
+    @abstractmethod
+    def _extract(self, segments: pa.Table) -> pa.Table:
+        """Rows without the ``recipe`` column, all other columns in the order of the schema."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the recipe of the extractor, never a loaded model."""
+        return {"card": self.card, "params": self.params, "place": self.place}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore unloaded."""
+        self.__init__(state["card"], state["params"], state["place"])  # type: ignore[misc]
+
+
+def rows_for(segments: pa.Table, owners: list[int], names: tuple[str, ...]) -> dict[str, pa.ChunkedArray]:
+    """Repeat the columns ``names`` of ``segments`` once per found thing; ``owners`` holds each one's row."""
+    taken = segments.select(list(names)).take(pa.array(owners, pa.int64()))
+    return {name: taken.column(name) for name in names}

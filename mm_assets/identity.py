@@ -1,0 +1,106 @@
+"""Who an object version is: its id, its partition key, the ids of what is found in it.
+
+Put here: pure functions from (alias, key, ETag, version id) to ids. Keep out: I/O, and any path made from a key.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from mm_assets.errors import ObjectError, Reason
+
+# PostgreSQL's index row ends at 2,704 bytes; the margin leaves room for Dagster's own columns.
+MAX_PARTITION_KEY_BYTES = 1_500
+_KEPT_PREFIX_BYTES = 200
+# Controls do not display, "%" is the escape itself, the others are syntax in Dagster's range and multi-partition
+# selections ("[a...b],c", "x|y").
+_ESCAPED = re.compile(r"[\x00-\x1f\x7f-\x9f%,\[\]|]|\.(?=\.\.)|(?<=\.)\.(?=\.)|(?<=\.\.)\.")
+_ESCAPED_IN_ETAG = re.compile(r"[\x00-\x1f\x7f-\x9f%,\[\]|/@]")
+
+
+def normalize_etag(etag: str) -> str:
+    """Strip quotes and the weak mark: LIST, HEAD and GET of one version then agree. The rest is opaque."""
+    return etag.strip().removeprefix("W/").strip('"')
+
+
+def _percent(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match.group().encode("utf-8"))
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectVersion:
+    """One version of one object of one source.
+
+    Attributes
+    ----------
+    alias : the source's unique name, by default its bucket's name
+    key : the raw key, never normalised (NFC and NFD are two objects)
+    etag : normalised by ``normalize_etag``; opaque
+    version_id : only for sources that say so, else empty
+    """
+
+    alias: str
+    key: str
+    etag: str
+    version_id: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse keys that no database can hold; a retry cannot help."""
+        if "\x00" in self.key or any("\ud800" <= char <= "\udfff" for char in self.key):
+            raise ObjectError(Reason.POLICY, "key holds NUL or a lone surrogate and cannot be stored; rename the object")
+
+    @property
+    def object_id(self) -> str:
+        """First 32 hex digits of SHA-256 over the length-prefixed parts (so 'a|b/c' has one reading)."""
+        digest = hashlib.sha256()
+        parts = (self.alias, self.key, self.etag, *([self.version_id] if self.version_id else []))
+        for part in parts:
+            raw = part.encode("utf-8")
+            digest.update(len(raw).to_bytes(4, "big") + raw)
+        return digest.hexdigest()[:32]
+
+    @property
+    def partition_key(self) -> str:
+        """``alias/key/etag[@version]``, readable, at most 1,500 bytes; unique like ``object_id``."""
+        key = _ESCAPED.sub(_percent, self.key)
+        tail = _ESCAPED_IN_ETAG.sub(_percent, self.etag)
+        if self.version_id:
+            tail += "@" + _ESCAPED_IN_ETAG.sub(_percent, self.version_id)
+        whole = f"{self.alias}/{key}/{tail}"
+        if len(whole.encode("utf-8")) <= MAX_PARTITION_KEY_BYTES:
+            return whole
+        head = key.encode("utf-8")[:_KEPT_PREFIX_BYTES].decode("utf-8", "ignore")
+        return f"{self.alias}/{head}~{self.object_id}/{tail[:200]}"
+
+
+def from_partition_key(partition_key: str) -> ObjectVersion:
+    """Undo ``ObjectVersion.partition_key``; keys too long to be kept whole are found in the ledger instead."""
+    alias, rest = partition_key.split("/", 1)
+    key, tail = rest.rsplit("/", 1)
+    etag, _, version_id = tail.partition("@")
+    return ObjectVersion(alias, unquote(key), unquote(etag), unquote(version_id))
+
+
+def segment_id(object_id: str, segment_kind: str, ordinal: int) -> str:
+    """``<object_id>-<first letter of the kind><ordinal>``: from content and place, never from a running counter."""
+    return f"{object_id}-{segment_kind[0]}{ordinal:06d}"
+
+
+def item_id(owner_id: str, ordinal: int) -> str:
+    """Id of the n-th thing found in a segment (a box, a face, a line, an utterance)."""
+    return f"{owner_id}-{ordinal:04d}"
+
+
+def vector_id(text_id: str) -> int:
+    """Signed 64-bit id for FAISS, from the item's own id and never from the order of adding."""
+    return int.from_bytes(hashlib.sha256(text_id.encode()).digest()[:8], "big", signed=False) >> 1
+
+
+def short_hash(*parts: str, digits: int = 16) -> str:
+    """Hex digest of length-prefixed texts: recipes and generations are named by it."""
+    digest = hashlib.sha256()
+    for part in parts:
+        raw = part.encode("utf-8")
+        digest.update(len(raw).to_bytes(8, "big") + raw)
+    return digest.hexdigest()[:digits]

@@ -1,0 +1,306 @@
+"""All settings: one ``mm_assets.yaml`` plus ``MM_ASSETS_*`` variables (which win; ``__`` nests).
+
+Put here: what a user can set, its default and its bounds. Keep out: anything that opens a file, bucket or database
+other than the settings file itself. This is the only module that reads the environment.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from mm_assets.errors import ConfigError
+
+CONFIG_NAME = "mm_assets.yaml"
+CONFIG_VARIABLE = "MM_ASSETS_CONFIG"
+STEP_NAMES = (
+    "raw_objects",
+    "segments",
+    "visual_embeddings",
+    "detected_objects",
+    "faces",
+    "ocr_text",
+    "transcripts",
+    "media_quality",
+)
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+MIB = 1 << 20
+
+
+class _Section(BaseModel):
+    """A part of the settings; an unknown name is an error, so that a typing slip is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Location(_Section):
+    """A folder or a bucket with a prefix."""
+
+    uri: str = Field(description="a folder, or s3://bucket/prefix")
+    endpoint_url: str | None = Field(None, description="S3 endpoint, e.g. https://s3.us-west-004.backblazeb2.com")
+    region: str | None = Field(None, description="S3 region, e.g. us-west-004")
+    addressing_style: Literal["path", "virtual"] = Field("path", description="path works everywhere")
+    profile: str | None = Field(None, description="AWS profile that holds the keys")
+    access_key_id: str | None = Field(None, description="key id; better as an environment variable")
+    secret_access_key: str | None = Field(None, description="secret; better as an environment variable", repr=False)
+
+    @property
+    def is_bucket(self) -> bool:
+        """True for s3://…, False for a folder."""
+        return self.uri.startswith("s3://")
+
+    @property
+    def bucket(self) -> str:
+        """Bucket name of an s3:// location."""
+        return urlsplit(self.uri).netloc
+
+    @property
+    def prefix(self) -> str:
+        """Key prefix of an s3:// location, '' or ending in '/'."""
+        prefix = self.uri.removeprefix("s3://").partition("/")[2].strip("/")
+        return f"{prefix}/" if prefix else ""
+
+    @property
+    def folder(self) -> Path:
+        """Absolute path of a folder location."""
+        return Path(self.uri.removeprefix("file://")).expanduser().absolute()
+
+    @field_validator("uri")
+    @classmethod
+    def _uri_is_known(cls, uri: str) -> str:
+        scheme, separator, rest = uri.partition("://")
+        if separator and scheme not in {"s3", "file"}:
+            msg = f"unknown scheme {scheme}://; write a folder or s3://bucket/prefix"
+            raise ValueError(msg)
+        if scheme == "s3" and not rest.partition("/")[0]:
+            msg = "s3:// needs a bucket name; write s3://bucket/prefix"
+            raise ValueError(msg)
+        if not uri:
+            msg = "empty; write a folder or s3://bucket/prefix"
+            raise ValueError(msg)
+        return uri
+
+
+class SourceSettings(Location):
+    """A bucket (and prefix) or folder that is watched; only ever read."""
+
+    alias: str = Field("", description="unique name in tables and partition keys; default: the bucket's or folder's name")
+    include: tuple[str, ...] = Field(("**",), description="globs on the key below the prefix; ** crosses folders")
+    exclude: tuple[str, ...] = Field((), description="globs that win over include")
+    min_object_bytes: int = Field(0, ge=0, description="smaller objects are skipped")
+    max_object_bytes: int = Field(5 * 1024 * MIB, gt=0, description="larger objects are skipped as too_large")
+    steps: tuple[str, ...] = Field(STEP_NAMES, description="steps to run on this source")
+    version_ids: bool = Field(False, description="key object versions by version id as well as ETag")
+
+    @model_validator(mode="after")
+    def _fill_and_check(self) -> "SourceSettings":
+        if not self.alias:
+            alias = self.bucket if self.is_bucket else re.sub(r"[^A-Za-z0-9._-]+", "-", self.folder.name).strip("-._")
+            object.__setattr__(self, "alias", alias or "source")
+        if not _ALIAS.fullmatch(self.alias):
+            msg = f"alias {self.alias!r}: use 1-63 letters, digits, '.', '_' or '-'"
+            raise ValueError(msg)
+        unknown = sorted(set(self.steps) - set(STEP_NAMES) - _steps_of_plugins())
+        if unknown:
+            msg = f"unknown steps {', '.join(unknown)}; known: {', '.join(STEP_NAMES)}"
+            raise ValueError(msg)
+        return self
+
+
+def _steps_of_plugins() -> set[str]:
+    from importlib.metadata import entry_points
+
+    return {point.name for point in entry_points(group="mm_assets.extractors")}
+
+
+class LakeSettings(Location):
+    """Where results go; never a source."""
+
+    server_side_encryption: Literal["AES256", "aws:kms"] | None = Field(None, description="asked for on every write")
+
+
+class ModelSettings(_Section):
+    """Which weights are used."""
+
+    pack: str = Field("demo", description="demo | standard | path of a folder with a pack.yaml")
+    folder: Path | None = Field(None, description="where `mm models pull` puts weights; default: <state>/models")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where torch sees it")
+    threads: int = Field(0, ge=0, description="CPU threads of the models; 0 = all cores")
+    batch_size: int = Field(32, ge=1, le=4096, description="segments in one call of a model")
+
+
+class MediaLimits(_Section):
+    """What one object may cost while it is decoded, in its own guarded child process."""
+
+    wall_s: float = Field(900, gt=0, description="wall-clock seconds for one object")
+    cpu_s: int = Field(900, gt=0, description="CPU seconds for one object")
+    memory_bytes: int = Field(2048 * MIB, gt=256 * MIB, description="address space of the child")
+    output_bytes: int = Field(2048 * MIB, gt=MIB, description="largest file the child may write")
+    max_pixels: int = Field(100_000_000, gt=0, description="pixels of a still image")
+    max_side_px: int = Field(32_768, gt=0, description="longest side of a still image")
+    max_gif_frames: int = Field(64, ge=1, description="frames read of an animated image")
+    max_pages: int = Field(500, ge=1, description="pages read of a document")
+    max_duration_s: float = Field(6 * 3600, gt=0, description="longest video or recording")
+    max_video_pixels: int = Field(8_294_400 * 4, gt=0, description="pixels of one video frame")
+    keyframe_every_s: float = Field(10.0, gt=0, description="long scenes get one keyframe each so many seconds")
+    keyframe_side_px: int = Field(1280, ge=64, description="keyframes and pages are scaled to fit; never enlarged")
+    page_dpi: int = Field(150, ge=36, le=600, description="resolution of page images")
+    audio_chunk_s: float = Field(30.0, gt=1, le=30, description="longest stretch of audio; Whisper hears 30 s")
+
+
+class RunSettings(_Section):
+    """How objects are grouped into runs, and how often an object is tried."""
+
+    batch_objects: int = Field(128, ge=1, le=100_000, description="object versions in one run")
+    decode_workers: int = Field(0, ge=0, le=64, description="decoding children at once; 0 = number of cores")
+    max_tries: int = Field(3, ge=1, description="tries for faults that the object caused and a retry may mend")
+    max_claims: int = Field(8, ge=1, description="deaths of the worker before an object is given up as crash_loop")
+    lease_s: float = Field(900, gt=0, description="a claim older than this, not renewed, is free again")
+    max_live_partitions: int = Field(50_000, ge=100, description="done keys beyond this leave Dagster, not the ledger")
+
+
+class RefreshSettings(_Section):
+    """When and how tables, indexes and models of the collection are built."""
+
+    shard_objects: int = Field(2_000, ge=1, description="object versions in one shard of a table")
+    min_changed: int = Field(200, ge=1, description="changed objects that ask for a refresh at once")
+    max_wait_s: float = Field(900, gt=0, description="age of the oldest change that asks for a refresh")
+    exact_index_rows: int = Field(100_000, ge=0, description="up to here the index is exact")
+    min_recall: float = Field(0.95, ge=0, le=1, description="recall@10 below which an index is not promoted")
+    min_cluster_size: int = Field(5, ge=2, description="HDBSCAN: smallest cluster")
+    anomaly_neighbours: int = Field(5, ge=1, description="k of the distance to the k-th neighbour")
+    anomaly_percentile: float = Field(0.98, gt=0, lt=1, description="share of the baseline below a flagged score")
+    taxonomy: Path | None = Field(None, description="tags and their prompts; default: the model pack's own")
+    gone_brake: float = Field(0.2, ge=0, le=1, description="a pass that misses a larger share of a source stops")
+
+
+class KubernetesSettings(_Section):
+    """Where runs go on a cluster."""
+
+    split_by_device: bool = Field(False, description="decode and OCR on CPU pods, models on GPU pods")
+
+
+class Settings(BaseSettings):
+    """Everything a user can set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MM_ASSETS_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+
+    sources: tuple[SourceSettings, ...] = Field((), description="buckets and folders that are watched")
+    lake: LakeSettings = Field(LakeSettings(uri="lake"), description="bucket or folder for all results")
+    state: Path = Field(Path(".mm_assets"), description="folder for the SQLite ledger, Dagster's storage, caches")
+    ledger_url: str | None = Field(None, description="SQLAlchemy URL; default: SQLite below `state`")
+    models: ModelSettings = ModelSettings()
+    media: MediaLimits = MediaLimits()
+    runs: RunSettings = RunSettings()
+    refresh: RefreshSettings = RefreshSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Variables win over the file (whose values arrive as init arguments)."""
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _aliases_are_unique(self) -> "Settings":
+        aliases = [source.alias for source in self.sources]
+        twice = sorted({alias for alias in aliases if aliases.count(alias) > 1})
+        if twice:
+            msg = f"two sources are called {', '.join(twice)}; give each its own `alias`"
+            raise ValueError(msg)
+        return self
+
+    def source(self, alias: str) -> SourceSettings:
+        """Settings of one source by alias."""
+        for source in self.sources:
+            if source.alias == alias:
+                return source
+        known = ", ".join(source.alias for source in self.sources) or "none"
+        msg = f"no source is called {alias!r}; known: {known}"
+        raise ConfigError(msg)
+
+    @property
+    def ledger_location(self) -> str:
+        """SQLAlchemy URL of the ledger."""
+        return self.ledger_url or f"sqlite:///{self.state / 'ledger.db'}"
+
+    @property
+    def models_folder(self) -> Path:
+        """Where pulled weights lie."""
+        return self.models.folder or self.state / "models"
+
+
+ConfigFile = Annotated[Path | None, "settings file; None searches MM_ASSETS_CONFIG, then ./mm_assets.yaml"]
+
+
+def find_config_file(path: ConfigFile = None) -> Path | None:
+    """Return the settings file to read; None when there is none and none was asked for."""
+    asked = path or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+    if asked is not None:
+        if not asked.is_file():
+            msg = f"settings file {asked} does not exist; write one with `mm init`, or point {CONFIG_VARIABLE} at it"
+            raise ConfigError(msg)
+        return asked.absolute()
+    default = Path(CONFIG_NAME)
+    return default.absolute() if default.is_file() else None
+
+
+def load_settings(path: ConfigFile = None) -> Settings:
+    """Read the settings file and the environment.
+
+    Relative folders in the file are relative to the file, so that every process sees the same ones.
+
+    Raises
+    ------
+    ConfigError
+        Names the setting and what is wrong with it.
+    """
+    file = find_config_file(path)
+    values = _read_yaml(file) if file else {}
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, file)) from error
+    return _anchor(settings, file.parent if file else Path.cwd())
+
+
+def _read_yaml(file: Path) -> dict[str, object]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        msg = f"{file} cannot be read as YAML: {error}"
+        raise ConfigError(msg) from error
+    if not isinstance(values, dict):
+        msg = f"{file} must hold settings by name (`sources:`, `lake:` …); `mm init` writes an example"
+        raise ConfigError(msg)
+    return values
+
+
+def _explain(error: ValidationError, file: Path | None) -> str:
+    lines = [f"  {'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}" for fault in error.errors()]
+    where = file or "the environment"
+    return f"settings in {where} (or MM_ASSETS_* variables) are wrong:\n" + "\n".join(lines)
+
+
+def _anchor(settings: Settings, base: Path) -> Settings:
+    """Make relative folders absolute."""
+
+    def uri_of(location: Location) -> str:
+        return location.uri if location.is_bucket else str(base / Path(location.uri.removeprefix("file://")).expanduser())
+
+    sources = tuple(source.model_copy(update={"uri": uri_of(source)}) for source in settings.sources)
+    lake = settings.lake.model_copy(update={"uri": uri_of(settings.lake)})
+    return settings.model_copy(update={"sources": sources, "lake": lake, "state": base / settings.state})

@@ -27,9 +27,7 @@ class Reason(StrEnum):
 
 
 # The bytes decide these outcomes, so another try would end the same way.
-PERMANENT_REASONS = frozenset(
-    {Reason.CORRUPT, Reason.UNSUPPORTED, Reason.TOO_LARGE, Reason.POLICY, Reason.CRASH_LOOP}
-)
+PERMANENT_REASONS = frozenset({Reason.CORRUPT, Reason.UNSUPPORTED, Reason.TOO_LARGE, Reason.POLICY, Reason.CRASH_LOOP})
 
 
 class MmAssetsError(Exception):

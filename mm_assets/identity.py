@@ -48,7 +48,9 @@ class ObjectVersion:
     def __post_init__(self) -> None:
         """Refuse keys that no database can hold; a retry cannot help."""
         if "\x00" in self.key or any("\ud800" <= char <= "\udfff" for char in self.key):
-            raise ObjectError(Reason.POLICY, "key holds NUL or a lone surrogate and cannot be stored; rename the object")
+            raise ObjectError(
+                Reason.POLICY, "key holds NUL or a lone surrogate and cannot be stored; rename the object"
+            )
 
     @property
     def object_id(self) -> str:

@@ -24,9 +24,7 @@ WORDS_ON_SCREEN = pa.list_(
     )
 )
 WORDS_SPOKEN = pa.list_(
-    pa.struct(
-        [("text", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64()), ("confidence", pa.float32())]
-    )
+    pa.struct([("text", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64()), ("confidence", pa.float32())])
 )
 UTC = pa.timestamp("us", tz="UTC")
 
@@ -298,7 +296,6 @@ _TABLES = (
             Column("reason", pa.string(), "why it was skipped or given up", True),
             Column("error", pa.string(), "what was found", True),
             Column("n_rows", pa.int64(), "rows of the result", True),
-            Column("shard", pa.int32(), "the shard this object version is published in"),
             *_RECIPE,
         ),
         ("object_id", "step"),

@@ -89,7 +89,9 @@ class Location(_Section):
 class SourceSettings(Location):
     """A bucket (and prefix) or folder that is watched; only ever read."""
 
-    alias: str = Field("", description="unique name in tables and partition keys; default: the bucket's or folder's name")
+    alias: str = Field(
+        "", description="unique name in tables and partition keys; default: the bucket's or folder's name"
+    )
     include: tuple[str, ...] = Field(("**",), description="globs on the key below the prefix; ** crosses folders")
     exclude: tuple[str, ...] = Field((), description="globs that win over include")
     min_object_bytes: int = Field(0, ge=0, description="smaller objects are skipped")
@@ -189,7 +191,11 @@ class Settings(BaseSettings):
     """Everything a user can set."""
 
     model_config = SettingsConfigDict(
-        env_prefix="MM_ASSETS_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix="MM_ASSETS_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
     )
 
     sources: tuple[SourceSettings, ...] = Field((), description="buckets and folders that are watched")
@@ -236,6 +242,11 @@ class Settings(BaseSettings):
     def ledger_location(self) -> str:
         """SQLAlchemy URL of the ledger."""
         return self.ledger_url or f"sqlite:///{self.state / 'ledger.db'}"
+
+    @property
+    def dagster_home(self) -> Path:
+        """Where Dagster keeps its runs: DAGSTER_HOME, or a folder below `state`."""
+        return Path(os.environ.get("DAGSTER_HOME") or self.state / "dagster")
 
     @property
     def models_folder(self) -> Path:
@@ -299,7 +310,9 @@ def _anchor(settings: Settings, base: Path) -> Settings:
     """Make relative folders absolute."""
 
     def uri_of(location: Location) -> str:
-        return location.uri if location.is_bucket else str(base / Path(location.uri.removeprefix("file://")).expanduser())
+        return (
+            location.uri if location.is_bucket else str(base / Path(location.uri.removeprefix("file://")).expanduser())
+        )
 
     sources = tuple(source.model_copy(update={"uri": uri_of(source)}) for source in settings.sources)
     lake = settings.lake.model_copy(update={"uri": uri_of(settings.lake)})

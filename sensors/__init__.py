@@ -1,0 +1,1 @@
+"""What happened outside → requests for runs; no work is done here."""

@@ -38,10 +38,12 @@ class Page:
     Attributes
     ----------
     next_after : pass as ``after`` for the next page; None at the end
+    n_skipped : names in this stretch that the store holds but cannot express as a key
     """
 
     objects: tuple[StoredObject, ...]
     next_after: str | None
+    n_skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,13 @@ class Store(Protocol):
 
     uri: str
 
+    def check(self, *, writes: bool = False) -> None:
+        """Try the store with a short budget: reachable, readable and, with ``writes``, writable; leaves no object behind.
+
+        Called by ``mm doctor`` and at the start of a command; raises ConfigError that names what to correct.
+        """
+        ...
+
     def list_page(self, after: str = "", limit: int = 1_000, prefix: str = "") -> Page:
         """List objects whose key starts with ``prefix`` and comes after ``after``."""
         ...
@@ -97,6 +106,14 @@ class Store(Protocol):
 
     def read(self, key: str) -> bytes:
         """Return a small object whole; raises ObjectNotFoundError."""
+        ...
+
+    def read_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
+        """Return ``length`` bytes from ``start``, fewer at the end; raises ObjectNotFoundError.
+
+        Raises ObjectChangedError when the object ends before ``start`` or, with ``etag``, is another version: ranges
+        then never mix two.
+        """
         ...
 
     def put(self, key: str, data: bytes) -> str:

@@ -4,6 +4,7 @@ Put here: the base class and the card. Keep out: any model, and any I/O but load
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from mm_assets.extractors.offline import go_offline
+from mm_assets.extractors.weights import verify_files
+from mm_assets.identity import item_id
 from mm_assets.schemas import TABLES, Table, check_schema
 
 
@@ -29,7 +33,9 @@ class ModelCard:
     input_side_px, window_s : what the model was made to see or hear; obeyed by its extractor
     memory_mb : resident memory of the loaded model, measured
     figures : held-out measurements by name
-    extra : further settings of this model, e.g. thresholds or class names
+    measured_on : what ``figures`` were measured on
+    extra : further settings of this model, e.g. thresholds or class names; a name that is also a parameter of the
+        extractor is that parameter's default
     """
 
     name: str
@@ -45,6 +51,7 @@ class ModelCard:
     window_s: float | None = None
     memory_mb: int = 0
     figures: Mapping[str, float] = field(default_factory=dict)
+    measured_on: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -89,9 +96,12 @@ class Extractor(ABC):
     gpu: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {}
 
-    def __init__(self, card: ModelCard, params: Mapping[str, Any] | None = None, place: Placement | None = None) -> None:
+    def __init__(
+        self, card: ModelCard, params: Mapping[str, Any] | None = None, place: Placement | None = None
+    ) -> None:
         self.card = card
-        self.params: dict[str, Any] = {**self.defaults, **(params or {})}
+        of_model = {name: card.extra[name] for name in self.defaults if name in card.extra}
+        self.params: dict[str, Any] = {**self.defaults, **of_model, **(params or {})}
         self.place = place or Placement()
         self._is_loaded = False
 
@@ -114,6 +124,8 @@ class Extractor(ABC):
             A weight or program is missing or is not what the card says; the message names the command that helps.
         """
         if not self._is_loaded:
+            go_offline(self.place.threads)
+            verify_files(self.card.folder, self.card.files)
             self._load()
             self._is_loaded = True
 
@@ -147,11 +159,21 @@ class Extractor(ABC):
 
     @abstractmethod
     def _load(self) -> None:
-        """Import the library, load and verify the weights."""
+        """Import the library and load the weights, whose digests ``load`` has checked."""
 
     @abstractmethod
     def _extract(self, segments: pa.Table) -> pa.Table:
         """Rows without the ``recipe`` column, all other columns in the order of the schema."""
+
+    def _rows(self, segments: pa.Table, owners: list[int], values: Mapping[str, Any]) -> pa.Table:
+        """Rows of found things for ``_extract``: ids and place of their segments, and ``values``, as the schema has it."""
+        fields = [field for field in self.schema if field.name != "recipe"]
+        taken = rows_for(segments, owners, tuple(field.name for field in fields if field.name not in values))
+        columns = [
+            pa.array(values[field.name], field.type) if field.name in values else taken[field.name].cast(field.type)
+            for field in fields
+        ]
+        return pa.table(columns, schema=pa.schema(fields))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the recipe of the extractor, never a loaded model."""
@@ -166,3 +188,14 @@ def rows_for(segments: pa.Table, owners: list[int], names: tuple[str, ...]) -> d
     """Repeat the columns ``names`` of ``segments`` once per found thing; ``owners`` holds each one's row."""
     taken = segments.select(list(names)).take(pa.array(owners, pa.int64()))
     return {name: taken.column(name) for name in names}
+
+
+def item_ids(segments: pa.Table, owners: list[int]) -> list[str]:
+    """Id of each found thing: its segment's id and its place among the things of that segment."""
+    segment_ids = segments.column("segment_id").to_pylist()
+    seen: Counter[int] = Counter()
+    ids = []
+    for owner in owners:
+        ids.append(item_id(segment_ids[owner], seen[owner]))
+        seen[owner] += 1
+    return ids

@@ -1,0 +1,1 @@
+"""Dagster's declarations of assets, in the order in which data flows; the core computes."""

@@ -1,0 +1,164 @@
+"""The assets of the whole collection: tables, indexes, cluster model, baseline, taxonomy, report.
+
+Put here: declarations and metadata for Dagster's pages. Keep out: the building, which is ``flows``'. They are
+refreshed together by ``refresh_job`` and never in one job with per-object assets: without an Output of those, whatever
+lies downstream in the same run would be skipped and the run still be green.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from mm_assets.extractors.registry import known_steps
+from mm_assets.flows import publishing, refreshing
+from mm_assets.flows.generations import SPACES
+from mm_assets.flows.recipes import DECODING_STEPS
+from mm_assets.resources.workspace import WorkspaceResource
+
+OWNERS = ["team:mm-assets"]
+_FEATURES = [*DECODING_STEPS, *known_steps()]
+
+
+def _declare(description: str, *, group: str, kinds: set[str], deps: list[Any]) -> Mapping[str, Any]:
+    return {"description": description, "group_name": group, "kinds": kinds, "owners": OWNERS, "deps": deps}
+
+
+@dg.asset(
+    **_declare(
+        "The tables that analysts read, a shard at a time: only shards whose results changed are written again.",
+        group="tables",
+        kinds={"parquet"},
+        deps=_FEATURES,
+    ),
+    pool="publish",
+)
+def tables(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """Publish what the steps found; key: table and shard; refreshed by schedule and by amount of change."""
+    with workspace.open() as opened:
+        published = publishing.publish_steps(opened)
+        uri = f"{opened.lake.uri.rstrip('/')}/tables/"
+    return dg.MaterializeResult(metadata=_published_metadata(published, uri))
+
+
+def _published_metadata(published: publishing.Published, uri: str) -> dict[str, Any]:
+    return {
+        "dagster/row_count": sum(published.n_rows.values()),
+        "dagster/uri": uri,
+        "rows": dg.MetadataValue.json(dict(sorted(published.n_rows.items()))),
+        "files_written": published.n_written,
+        "files_removed": published.n_removed,
+        "results_missing": published.n_missing,
+    }
+
+
+def _built_metadata(built: refreshing.Built) -> dict[str, Any]:
+    facts = {key: value for key, value in built.manifest.items() if isinstance(value, int | float | str)}
+    return {"dagster/row_count": int(built.manifest["n_rows"]), "is_new": built.is_new, **facts}
+
+
+def _build_index_asset(space: str) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=["vector_index", space],
+        **_declare(
+            f"FAISS index of the {space} space, with its own measured recall; an immutable generation.",
+            group="indexes",
+            kinds={"faiss"},
+            deps=[tables],
+        ),
+        pool="publish",
+    )
+    def vector_index(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        with workspace.open() as opened:
+            return dg.MaterializeResult(metadata=_built_metadata(refreshing.build_vector_index(opened, SPACES[space])))
+
+    return vector_index
+
+
+VECTOR_INDEXES = [_build_index_asset(space) for space in SPACES]
+
+
+@dg.asset(
+    **_declare(
+        "HDBSCAN clusters of the visual space on a FAISS graph of neighbours, frozen; an immutable generation.",
+        group="clusters",
+        kinds={"hdbscan", "faiss"},
+        deps=[tables],
+    ),
+    pool="publish",
+)
+def cluster_model(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """One model for the visual space; made from visual_embeddings; refreshed with the tables."""
+    with workspace.open() as opened:
+        return dg.MaterializeResult(metadata=_built_metadata(refreshing.build_cluster_model(opened)))
+
+
+@dg.asset(
+    **_declare(
+        "Distances in the visual space against which new objects are scored, frozen; an immutable generation.",
+        group="anomalies",
+        kinds={"faiss"},
+        deps=[tables],
+    ),
+    pool="publish",
+)
+def anomaly_baseline(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """One baseline for the visual space; made from visual_embeddings; refreshed with the tables."""
+    with workspace.open() as opened:
+        return dg.MaterializeResult(metadata=_built_metadata(refreshing.build_anomaly_baseline(opened)))
+
+
+@dg.asset(
+    **_declare(
+        "The taxonomy's prompts as vectors; edit the file and refresh to tag anew, without any model run on the media.",
+        group="tags",
+        kinds={"yaml"},
+        deps=[],
+    ),
+    pool="publish",
+)
+def taxonomy(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """One row per tag; made from the taxonomy file and the text side of the visual model."""
+    with workspace.open() as opened:
+        return dg.MaterializeResult(metadata=_built_metadata(refreshing.freeze_taxonomy(opened)))
+
+
+@dg.asset(
+    **_declare(
+        "Tags, cluster assignments, anomaly scores and index membership of every live vector, derived shard by shard.",
+        group="tables",
+        kinds={"parquet"},
+        deps=[tables, *VECTOR_INDEXES, cluster_model, anomaly_baseline, taxonomy],
+    ),
+    pool="publish",
+)
+def judgement_tables(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """Publish the judgements; key: table and shard; refreshed with the generations they are made against."""
+    with workspace.open() as opened:
+        published = publishing.publish_judgements(opened)
+        uri = f"{opened.lake.uri.rstrip('/')}/tables/"
+    return dg.MaterializeResult(metadata=_published_metadata(published, uri))
+
+
+@dg.asset(
+    **_declare(
+        "What there is, what is done, what failed and why.",
+        group="reports",
+        kinds={"parquet"},
+        deps=[judgement_tables],
+    )
+)
+def scan_report(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """One row per source, step, state and reason; refreshed with the tables."""
+    with workspace.open() as opened:
+        report = refreshing.write_scan_report(opened)
+    lines = [
+        f"| {r['bucket'] or r['step']} | {r['state']} | {r['reason'] or ''} | {r['n_objects']} |"
+        for r in report["rows"]
+    ]
+    table = "\n".join(["| source or step | state | reason | objects |", "|---|---|---|---|", *lines])
+    return dg.MaterializeResult(metadata={"report": dg.MetadataValue.md(table), "key": report["key"]})
+
+
+COLLECTION = [tables, *VECTOR_INDEXES, cluster_model, anomaly_baseline, taxonomy, judgement_tables, scan_report]
+COLLECTION_KEYS = [key.to_user_string() for asset in COLLECTION for key in asset.keys]

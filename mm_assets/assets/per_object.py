@@ -1,0 +1,124 @@
+"""One multi_asset for everything that is made per object version: the steps and, on arrival, the judgements.
+
+Put here: asset specs, the three lanes into the one body, events. Keep out: the work, which is ``flows.processing``'s.
+
+Three lanes: *bulk* (a batch of the ledger, no partition tags: any set of objects), *single* (one partition key: its
+failure shows red on that partition alone) and *backfill* (a range of partitions from the UI or command line). The body
+yields AssetMaterialization for each result after it is durable, and never an Output, which would mark a whole range.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+from pydantic import Field
+
+from mm_assets.assets.collection import COLLECTION_KEYS
+from mm_assets.assets.events import object_events
+from mm_assets.extractors.registry import extractor_class, known_steps
+from mm_assets.flows.processing import ObjectEnd, new_owner, process, process_batch
+from mm_assets.flows.recipes import DECODING_CODE_VERSIONS, DECODING_STEPS, upstream
+from mm_assets.flows.workspace import Workspace
+from mm_assets.partitions import OBJECTS
+from mm_assets.resources.workspace import WorkspaceResource
+from mm_assets.schemas import JUDGEMENT_TABLES, TABLES
+
+OWNERS = ["team:mm-assets"]
+_BACKFILL_OBJECTS = 128
+_JUDGED_FROM = {
+    "indexed_vectors": ("visual_embeddings", "faces", "vector_index/visual", "vector_index/face"),
+    "tags": ("visual_embeddings", "taxonomy"),
+    "cluster_assignments": ("visual_embeddings", "cluster_model"),
+    "anomaly_scores": ("visual_embeddings", "anomaly_baseline"),
+}
+
+
+def _step_spec(step: str) -> dg.AssetSpec:
+    if step in DECODING_STEPS:
+        code_version, library, description = DECODING_CODE_VERSIONS[step], "python", TABLES[step].description
+    else:
+        extractor = extractor_class(step)
+        code_version, library = extractor.code_version, extractor.__module__.rpartition(".")[2].replace("_", "")
+        description = TABLES[step].description if step in TABLES else (extractor.__doc__ or "").partition("\n")[0]
+    group = {"raw_objects": "raw", "segments": "segments"}.get(step, "features")
+    return dg.AssetSpec(
+        step,
+        deps=list(upstream(step)),
+        description=description,
+        group_name=group,
+        kinds={library, "parquet"},
+        owners=OWNERS,
+        code_version=code_version,
+        skippable=True,
+    )
+
+
+def _judgement_spec(name: str) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        name,
+        deps=[dg.AssetKey(key.split("/")) for key in _JUDGED_FROM[name]],
+        description=TABLES[name].description,
+        group_name="judgements",
+        kinds={"python", "parquet"},
+        owners=OWNERS,
+        code_version="1",
+        skippable=True,
+    )
+
+
+STEPS = (*DECODING_STEPS, *known_steps())
+SPECS = [*(_step_spec(step) for step in STEPS), *(_judgement_spec(name) for name in JUDGEMENT_TABLES)]
+
+
+class BatchConfig(dg.Config):
+    """What a bulk run processes; empty in the other lanes."""
+
+    batch_id: str = Field("", description="id of a batch in the ledger; empty: the partitions of the run")
+
+
+@dg.multi_asset(
+    name="process_batch",
+    specs=SPECS,
+    can_subset=True,
+    partitions_def=OBJECTS,
+    backfill_policy=dg.BackfillPolicy.multi_run(_BACKFILL_OBJECTS),
+    pool="gpu",
+)
+def process_objects(
+    context: dg.AssetExecutionContext, config: BatchConfig, workspace: WorkspaceResource
+) -> Iterator[dg.AssetMaterialization | dg.AssetObservation]:
+    """Read, take apart and describe object versions; each result is durable before its event."""
+    failures: dict[str, str] = {}
+    with workspace.open() as opened:
+        selected = {key.to_user_string() for key in context.selected_asset_keys}
+        for end in _ends(opened, context, config, selected):
+            yield from object_events(opened, end, selected)
+            failures |= {
+                f"{end.claim.known.partition_key} {e.step}": f"{e.reason}: {e.error}" for e in end.ends if e.error
+            }
+    if failures:
+        context.log.warning("%s steps failed: %s", len(failures), failures)
+    if failures and (context.has_partition_key or not config.batch_id):
+        raise dg.Failure(
+            f"{len(failures)} steps failed", metadata={"failures": dg.MetadataValue.json(failures)}, allow_retries=False
+        )
+
+
+def _ends(
+    opened: Workspace, context: dg.AssetExecutionContext, config: BatchConfig, selected: set[str]
+) -> Iterator[ObjectEnd]:
+    if config.batch_id:
+        return process_batch(opened, config.batch_id)
+    known = opened.ledger.objects.by_partition_keys(list(context.partition_keys))
+    if not known:
+        msg = "none of these partitions is known to the ledger; run `mm ingest` or wait for the bucket sensor"
+        raise dg.Failure(msg, allow_retries=False)
+    for alias in {item.version.alias for item in known}:
+        opened.ledger.work.want(alias, opened.recipes_of(alias))
+    recipes = {step: recipe for step, recipe in opened.recipes.items() if step in selected}
+    owner = new_owner()
+    ids = [item.object_id for item in known]
+    claims = opened.ledger.work.claim_objects(ids, recipes, owner, lease_s=opened.settings.runs.lease_s)
+    return process(opened, claims, owner, context.run.run_id)
+
+
+assert set(COLLECTION_KEYS) >= {key for names in _JUDGED_FROM.values() for key in names if key not in STEPS}  # noqa: S101  a misspelt dependency would become an external asset

@@ -1,0 +1,120 @@
+"""Asset checks: statements about the published tables that are true, or an operator hears of it.
+
+Put here: one check per promise of ``schemas`` and of the index. Keep out: repairs.
+"""
+
+import dagster as dg
+import numpy as np
+
+from mm_assets.assets.collection import judgement_tables, tables
+from mm_assets.flows.generations import SPACES, load_index
+from mm_assets.flows.publishing import STATES, step_table
+from mm_assets.flows.workspace import Workspace
+from mm_assets.resources.workspace import WorkspaceResource
+from mm_assets.schemas import JUDGEMENT_TABLES, TABLES, Table
+from mm_assets.vectors import UNIT_TOLERANCE, from_arrow
+
+
+def _tables_of(workspace: Workspace, *, judged: bool) -> list[Table]:
+    if judged:
+        return [TABLES[name] for name in JUDGEMENT_TABLES]
+    return [*(step_table(workspace, step) for step in workspace.ledger.catalog.published()), TABLES[STATES]]
+
+
+def wrong_schemas(workspace: Workspace, *, judged: bool) -> dict[str, str]:
+    """Return table → difference, where a shard has other columns than promised."""
+    wrong = {}
+    for table in _tables_of(workspace, judged=judged):
+        for shard in workspace.lake.shards(table.name):
+            rows = workspace.lake.read_shard(table.name, shard)
+            if rows is None:
+                continue
+            dim = rows.schema.field("vector").type.list_size if table.has_vector else None
+            expected = table.published_schema(dim)
+            if [(f.name, f.type) for f in rows.schema] != [(f.name, f.type) for f in expected]:
+                wrong[f"{table.name} shard {shard}"] = f"expected {expected}, found {rows.schema}"
+    return wrong
+
+
+def repeated_ids(workspace: Workspace, *, judged: bool) -> dict[str, int]:
+    """Return table → rows whose key occurs more than once."""
+    repeated = {}
+    for table in _tables_of(workspace, judged=judged):
+        rows = workspace.lake.read_table(table.name, list(table.key))
+        n = rows.num_rows - rows.group_by(list(table.key)).aggregate([]).num_rows if rows is not None else 0
+        if n:
+            repeated[table.name] = n
+    return repeated
+
+
+def vectors_off_unit(workspace: Workspace) -> dict[str, int]:
+    """Return table → vectors that are not finite or not of length 1."""
+    wrong = {}
+    for space in SPACES.values():
+        rows = workspace.lake.read_table(space.table, ["vector"])
+        if rows is None:
+            continue
+        lengths = np.linalg.norm(from_arrow(rows["vector"]), axis=1)
+        n = int((~(np.abs(lengths - 1) <= UNIT_TOLERANCE)).sum())
+        if n:
+            wrong[space.table] = n
+    return wrong
+
+
+def index_differences(workspace: Workspace) -> dict[str, str]:
+    """Return space → difference, where the index does not hold exactly the live rows of its table."""
+    wrong = {}
+    for space in SPACES.values():
+        loaded = load_index(workspace, space)
+        rows = workspace.lake.read_table(space.table, [space.item_column])
+        n_rows, n_indexed = rows.num_rows if rows is not None else 0, loaded[0].n_rows if loaded else 0
+        if n_rows != n_indexed:
+            wrong[space.name] = f"{n_rows} rows, {n_indexed} indexed"
+    return wrong
+
+
+def _result(found: dict[str, object]) -> dg.AssetCheckResult:
+    metadata = {"found": dg.MetadataValue.json({key: str(value) for key, value in list(found.items())[:20]})}
+    return dg.AssetCheckResult(passed=not found, metadata=metadata)
+
+
+def _build_schema_check(asset: dg.AssetsDefinition, *, judged: bool) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=asset, name="schemas_are_exact", description="Every published file has the promised columns.")
+    def check(workspace: WorkspaceResource) -> dg.AssetCheckResult:
+        with workspace.open() as opened:
+            return _result(dict(wrong_schemas(opened, judged=judged)))
+
+    return check
+
+
+def _build_id_check(asset: dg.AssetsDefinition, *, judged: bool) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=asset, name="ids_are_unique", description="No key occurs twice in a table.")
+    def check(workspace: WorkspaceResource) -> dg.AssetCheckResult:
+        with workspace.open() as opened:
+            return _result(dict(repeated_ids(opened, judged=judged)))
+
+    return check
+
+
+@dg.asset_check(asset=tables, description="Every vector is finite and of length 1.")
+def vectors_are_unit(workspace: WorkspaceResource) -> dg.AssetCheckResult:
+    """Check the visual and the face space."""
+    with workspace.open() as opened:
+        return _result(dict(vectors_off_unit(opened)))
+
+
+@dg.asset_check(asset=judgement_tables, description="Each index holds exactly the live rows of its table.")
+def index_rows_are_live_rows(workspace: WorkspaceResource) -> dg.AssetCheckResult:
+    """Check the visual and the face index."""
+    with workspace.open() as opened:
+        return _result(dict(index_differences(opened)))
+
+
+CHECKS = [
+    _build_schema_check(tables, judged=False),
+    _build_schema_check(judgement_tables, judged=True),
+    _build_id_check(tables, judged=False),
+    _build_id_check(judgement_tables, judged=True),
+    vectors_are_unit,
+    index_rows_are_live_rows,
+]

@@ -1,0 +1,205 @@
+"""``mm ingest`` from discovery to refresh: the same Dagster jobs as on a cluster, executed here.
+
+Put here: the order of runs and what is counted. Keep out: printing, and the work itself.
+
+Every run is on the configured Dagster instance and shows in its UI. Ctrl-C gives back what was claimed.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from mm_assets.definitions import build_defs
+from mm_assets.flows.discovery import Discovery, discover
+from mm_assets.flows.planning import free_lost_work, plan_batches
+from mm_assets.flows.refreshing import needs_refresh
+from mm_assets.flows.workspace import Workspace
+from mm_assets.ledger import Batch
+from mm_assets.partitions import hold_keys
+from mm_assets.resources.workspace import WorkspaceResource, open_workspace
+from mm_assets.settings import Settings, load_settings
+from sensors.bucket_objects import batch_config
+
+_POLL_S = 0.5
+# Called with (phase, done, total); the phases are discover, process, refresh. The total is None while unknown.
+OnProgress = Callable[[str, int, int | None], None]
+_DAGSTER_YAML = """\
+# Written once by mm_assets; yours to change.
+telemetry:
+  enabled: false
+concurrency:
+  pools: {granularity: run, default_limit: 1}
+retention:
+  sensor: {purge_after_days: {skipped: 1, success: 7, failure: 30}}
+"""
+
+
+@dataclass
+class Summary:
+    """What an ingest did.
+
+    Attributes
+    ----------
+    failed_runs : ids of Dagster runs that failed, with their error
+    n_waiting : live object versions with work left (another try later, or a failed run)
+    counts : (step, state, reason) → live object versions, after it
+    n_rows : table → published rows, after it
+    """
+
+    discoveries: list[Discovery] = field(default_factory=list)
+    n_runs: int = 0
+    n_processed: int = 0
+    failed_runs: dict[str, str] = field(default_factory=dict)
+    n_waiting: int = 0
+    counts: Mapping[tuple[str, str, str | None], int] = field(default_factory=dict)
+    n_rows: dict[str, int] = field(default_factory=dict)
+    is_refreshed: bool = False
+    seconds: float = 0.0
+    lake_uri: str = ""
+
+
+def open_instance(settings: Settings) -> dg.DagsterInstance:
+    """Open Dagster's storage, with a default configuration at first use."""
+    home = settings.dagster_home
+    home.mkdir(parents=True, exist_ok=True)
+    config = home / "dagster.yaml"
+    if not config.exists():
+        config.write_text(_DAGSTER_YAML, encoding="utf-8")
+    return dg.DagsterInstance.from_config(str(home))
+
+
+def ingest(
+    config_file: Path | None,
+    *,
+    aliases: Sequence[str] | None = None,
+    refresh: bool = True,
+    on_progress: OnProgress = lambda *_: None,
+) -> Summary:
+    """Discover, process and refresh until nothing is left that can be done now.
+
+    Parameters
+    ----------
+    aliases : sources to list; None for all. Work that was wanted before is done in any case.
+    refresh : publish tables and rebuild what is frozen, if anything changed
+
+    Raises
+    ------
+    ConfigError
+        Before any work.
+    ServiceError
+        A store failed beyond its retries; what is done stays done.
+    """
+    started = time.monotonic()
+    settings = load_settings(config_file)
+    workspace = open_workspace(settings)
+    try:
+        with open_instance(settings) as instance:
+            runner = _Runner(workspace, instance, config_file, on_progress)
+            runner.discover(aliases or [source.alias for source in settings.sources])
+            runner.process()
+            if refresh:
+                runner.refresh()
+            return runner.finish(started)
+    finally:
+        workspace.close()
+
+
+class _Runner:
+    def __init__(
+        self, workspace: Workspace, instance: dg.DagsterInstance, config_file: Path | None, on_progress: OnProgress
+    ) -> None:
+        self._workspace = workspace
+        self._instance = instance
+        self._defs = build_defs(WorkspaceResource(config_file=str(config_file) if config_file else ""))
+        self._on_progress = on_progress
+        self._summary = Summary(lake_uri=workspace.lake.uri)
+
+    def discover(self, aliases: Sequence[str]) -> None:
+        n_before = 0
+        for alias in aliases:
+            base = n_before
+            found = discover(self._workspace, alias, on_page=lambda n, base=base: self._on_progress("discover", base + n, None))  # type: ignore[misc]
+            self._summary.discoveries.append(found)
+            n_before += found.n_listed
+        free_lost_work(self._workspace)
+
+    def process(self) -> None:
+        """Run one batch after the other; each is planned when the one before it is over."""
+        recipes = dict(self._workspace.recipes)
+        while planned := [(job, b) for job, bs in plan_batches(self._workspace, limit=1).items() for b in bs]:
+            total = self._summary.n_processed + self._workspace.ledger.work.n_waiting(recipes)
+            try:
+                for job, batch in planned:
+                    self._run_batch(job, batch, total)
+            finally:
+                self._workspace.ledger.work.release_batches([batch.batch_id for _, batch in planned])
+            if self._summary.failed_runs:
+                return
+
+    def _run_batch(self, job: str, batch: Batch, total: int) -> None:
+        objects = self._workspace.ledger.work.objects_of(batch.batch_id)
+        hold_keys(self._instance, self._workspace, objects)
+        with self._watched(batch, total):
+            self._execute(job, run_config=batch_config(batch.batch_id), tags={"mm_assets/batch": batch.batch_id})
+        self._summary.n_processed += batch.n_objects
+
+    @contextmanager
+    def _watched(self, batch: Batch, total: int) -> Iterator[None]:
+        """Report how much of a batch is over, from the ledger, while its run goes on."""
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(_POLL_S):
+                left = self._workspace.ledger.work.n_open_objects(batch.batch_id)
+                self._on_progress("process", self._summary.n_processed + batch.n_objects - left, total)
+
+        thread = threading.Thread(target=watch, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def refresh(self) -> None:
+        if not needs_refresh(self._workspace):
+            return
+        self._on_progress("refresh", 0, 1)
+        self._summary.is_refreshed = self._execute("refresh_job", tags={"mm_assets/reason": "mm ingest"})
+        self._on_progress("refresh", 1, 1)
+
+    def _execute(self, job: str, *, tags: Mapping[str, str], run_config: Mapping[str, Any] | None = None) -> bool:
+        quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+        result = self._defs.resolve_job_def(job).execute_in_process(
+            instance=self._instance, run_config={**(run_config or {}), **quiet}, tags=dict(tags), raise_on_error=False
+        )
+        self._summary.n_runs += 1
+        if not result.success:
+            self._summary.failed_runs[result.run_id] = _first_error(result)
+        return result.success
+
+    def finish(self, started: float) -> Summary:
+        ledger, recipes = self._workspace.ledger, dict(self._workspace.recipes)
+        self._summary.counts = ledger.work.counts(recipes) if recipes else {}
+        self._summary.n_waiting = ledger.work.n_waiting(recipes) if recipes else 0
+        for (table, _), file in ledger.catalog.shard_files().items():
+            self._summary.n_rows[table] = self._summary.n_rows.get(table, 0) + file.n_rows
+        self._summary.seconds = time.monotonic() - started
+        return self._summary
+
+
+def _first_error(result: dg.ExecuteInProcessResult) -> str:
+    """Return the innermost message of the first failed step."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            error = event.step_failure_data.error
+            while error is not None and error.cause is not None:
+                error = error.cause
+            return error.message.strip() if error is not None else "failed without an error"
+    return "failed before its first step"

@@ -1,0 +1,101 @@
+"""How a step of an object version ended, and what that means for the ledger and the dead letters.
+
+Put here: the rules of tries, skips and dead letters. Keep out: the work itself.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mm_assets.errors import ObjectError, Reason
+from mm_assets.flows.workspace import Workspace
+from mm_assets.ledger import Claim, Finished
+
+_BACKOFF_S = 60.0
+_SERVICE_WAIT_S = 60.0
+_MAX_ERROR_CHARS = 4_000
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnd:
+    """The end of one step of one object version.
+
+    Attributes
+    ----------
+    state : done | skipped | dead | wanted (to be tried again)
+    key : the result in the lake, for done
+    is_new : False when an earlier result was found and kept
+    """
+
+    step: str
+    state: str
+    reason: str | None = None
+    error: str | None = None
+    n_rows: int | None = None
+    key: str | None = None
+    seconds: float = 0.0
+    is_new: bool = True
+    counts_as_try: bool = False
+    retry_after_s: float = 0.0
+
+
+def done(step: str, n_rows: int, key: str, seconds: float, *, is_new: bool = True) -> StepEnd:
+    """End with a result."""
+    return StepEnd(step, "done", n_rows=n_rows, key=key, seconds=seconds, is_new=is_new)
+
+
+def skipped(step: str, reason: str) -> StepEnd:
+    """End without a result, because there is nothing to do for this kind of object."""
+    return StepEnd(step, "skipped", reason=reason)
+
+
+def interrupted(step: str, reason: str, error: object) -> StepEnd:
+    """End for a fault that the object did not cause: tried again later, burns no try."""
+    return StepEnd(step, "wanted", reason=reason, error=str(error)[:_MAX_ERROR_CHARS], retry_after_s=_SERVICE_WAIT_S)
+
+
+def failed(workspace: Workspace, claim: Claim, step: str, error: ObjectError) -> StepEnd:
+    """End for a fault of the object: another try where one may help, else a dead letter, durable before the ledger."""
+    tries = claim.tries.get(step, 0) + 1
+    message = error.message[:_MAX_ERROR_CHARS]
+    if not error.is_permanent and tries < workspace.settings.runs.max_tries:
+        wait = _BACKOFF_S * 4 ** (tries - 1)
+        return StepEnd(step, "wanted", str(error.reason), message, counts_as_try=True, retry_after_s=wait)
+    workspace.lake.write_dead_letter(
+        claim.known.object_id, step, _dead_letter(claim, step, error.reason, message, tries)
+    )
+    return StepEnd(step, "dead", str(error.reason), message, counts_as_try=True)
+
+
+def _dead_letter(claim: Claim, step: str, reason: Reason, message: str, tries: int) -> Mapping[str, object]:
+    version = claim.known.version
+    return {
+        "object_id": claim.known.object_id,
+        "bucket": version.alias,
+        "key": version.key,
+        "etag": version.etag,
+        "version_id": version.version_id,
+        "size_bytes": claim.known.size_bytes,
+        "step": step,
+        "recipe": claim.steps[step],
+        "reason": str(reason),
+        "error": message,
+        "tries": tries,
+        "died_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def to_finished(claim: Claim, end: StepEnd) -> Finished:
+    """Say it as the ledger wants to hear it."""
+    return Finished(
+        claim.known.object_id,
+        end.step,
+        claim.steps[end.step],
+        claim.tokens[end.step],
+        end.state,
+        end.reason,
+        end.error,
+        end.n_rows,
+        end.retry_after_s,
+        end.counts_as_try,
+    )

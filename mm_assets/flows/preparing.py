@@ -1,0 +1,239 @@
+"""From a claimed object version to its segments in a local file: download, decode in a guarded child, commit.
+
+Put here: the two decoding steps, run ahead of the models in threads. Keep out: the models.
+
+Each object is read once from its source whatever the number of steps: everything later reads its segments.
+"""
+
+import queue
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from mm_assets import segmentation
+from mm_assets.buckets.base import Download, ObjectChangedError, ObjectNotFoundError
+from mm_assets.errors import ObjectError, Reason, ServiceError
+from mm_assets.flows import ends
+from mm_assets.flows.ends import StepEnd
+from mm_assets.flows.recipes import provenance
+from mm_assets.flows.workspace import Workspace
+from mm_assets.lake import open_parquet
+from mm_assets.ledger import Claim
+from mm_assets.media.guard import DecodedMedia, MediaFacts, MediaWorker
+from mm_assets.media.sniff import MediaType, sniff
+from mm_assets.schemas import TABLES
+
+_AHEAD = 2  # prepared objects that may wait for the models, beyond those being decoded
+
+
+@dataclass
+class Prepared:
+    """One object version whose segments lie in a local Parquet file.
+
+    Attributes
+    ----------
+    segments : None when there are none: the object is unsupported, broken, gone, or all its work is over
+    ends : the ends of the steps that are over
+    """
+
+    claim: Claim
+    folder: Path
+    segments: Path | None = None
+    n_segments: int = 0
+    ends: list[StepEnd] = field(default_factory=list)
+
+    @property
+    def open_steps(self) -> list[str]:
+        """Steps of the claim that have no end yet."""
+        over = {end.step for end in self.ends}
+        return [step for step in self.claim.steps if step not in over]
+
+    def end_all(self, make: object) -> None:
+        """End all open steps in the same way; ``make`` maps a step to its end."""
+        self.ends += [make(step) for step in self.open_steps]  # type: ignore[operator]
+
+    def discard(self) -> None:
+        """Remove the local files."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Preparer:
+    """Prepares claims in threads, one decoding child each, a bounded number ahead of the reader."""
+
+    def __init__(self, workspace: Workspace, scratch: Path, *, workers: int) -> None:
+        self._workspace = workspace
+        self._scratch = scratch
+        self._workers: queue.SimpleQueue[MediaWorker] = queue.SimpleQueue()
+        self._made: list[MediaWorker] = []
+        for _ in range(workers):
+            worker = MediaWorker(workspace.settings.media)
+            self._made.append(worker)
+            self._workers.put(worker)
+
+    def close(self) -> None:
+        """End the decoding children."""
+        for worker in self._made:
+            worker.close()
+
+    def run(self, claims: Sequence[Claim]) -> Iterator[Prepared]:
+        """Yield the prepared objects in the order of the claims."""
+        waiting = deque(claims)
+        running: deque[Future[Prepared]] = deque()
+        pool = ThreadPoolExecutor(len(self._made), thread_name_prefix="prepare")
+        try:
+            while waiting or running:
+                while waiting and len(running) < len(self._made) + _AHEAD:
+                    running.append(pool.submit(self._prepare, waiting.popleft()))
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+            self.close()
+            pool.shutdown(wait=True)
+
+    def _prepare(self, claim: Claim) -> Prepared:
+        folder = self._scratch / claim.known.object_id
+        folder.mkdir(mode=0o700, exist_ok=True)
+        prepared = Prepared(claim, folder)
+        try:
+            self._fill(prepared)
+        except ServiceError as error:
+            reason, message = "service", str(error)
+            prepared.end_all(lambda step: ends.interrupted(step, reason, message))
+        except (ObjectNotFoundError, ObjectChangedError) as error:
+            message = f"the object is gone or was overwritten; the next listing decides ({error})"
+            prepared.end_all(lambda step: ends.interrupted(step, "changed", message))
+        return prepared
+
+    def _fill(self, prepared: Prepared) -> None:
+        decoding = [step for step in ("raw_objects", "segments") if step in prepared.claim.steps]
+        if decoding and not self._adopt(prepared):
+            self._read(prepared)
+        elif not decoding:
+            self._fetch(prepared)
+
+    def _adopt(self, prepared: Prepared) -> bool:
+        """Keep the results of an earlier run that died after writing them, before telling the ledger."""
+        claim, lake = prepared.claim, self._workspace.lake
+        if claim.n_starts < 2 or not {"raw_objects", "segments"} <= set(claim.steps):
+            return False
+        if not all(lake.has_result(s, claim.steps[s], claim.known.object_id) for s in ("raw_objects", "segments")):
+            return False
+        self._fetch(prepared)
+        for step in ("raw_objects", "segments"):
+            key = lake.result_key(step, claim.steps[step], claim.known.object_id)
+            rows = 1 if step == "raw_objects" else prepared.n_segments
+            prepared.ends.append(ends.done(step, rows, key, 0.0, is_new=False))
+        return True
+
+    def _fetch(self, prepared: Prepared) -> None:
+        """Bring the segments of an earlier run."""
+        recipe = self._workspace.recipes["segments"]
+        file = prepared.folder / "segments.parquet"
+        self._workspace.lake.fetch_result("segments", recipe, prepared.claim.known.object_id, file)
+        self._hold(prepared, file)
+
+    @staticmethod
+    def _hold(prepared: Prepared, file: Path) -> None:
+        prepared.segments = file
+        prepared.n_segments = pq.read_metadata(file).num_rows
+
+    def _read(self, prepared: Prepared) -> None:
+        """Download once, decode, commit both results."""
+        claim, started = prepared.claim, time.monotonic()
+        source = self._workspace.settings.source(claim.known.version.alias)
+        if claim.known.size_bytes > source.max_object_bytes:
+            prepared.end_all(lambda step: ends.skipped(step, str(Reason.TOO_LARGE)))
+            return
+        file = prepared.folder / f"{claim.known.object_id}.bin"
+        download, media = self._download(claim, file)
+        if claim.known.size_bytes and media is None:
+            self._commit_raw(prepared, download, None, None, started)
+            prepared.end_all(lambda step: ends.skipped(step, str(Reason.UNSUPPORTED)))
+            return
+        try:
+            if media is None:
+                raise ObjectError(Reason.CORRUPT, "the object is empty (0 bytes)")
+            decoded = self._decode(file, prepared.folder)
+        except ObjectError as error:
+            self._commit_raw(prepared, download, media, None, started)
+            self._give_up(prepared, error)
+            return
+        finally:
+            file.unlink(missing_ok=True)
+        self._commit_raw(prepared, download, media, decoded.facts, started)
+        self._commit_segments(prepared, decoded, started)
+
+    def _download(self, claim: Claim, file: Path) -> tuple[Download, MediaType | None]:
+        version = claim.known.version
+        seen: list[MediaType | None] = []
+
+        def accept(head: bytes) -> bool:
+            seen.append(sniff(head))
+            return seen[-1] is not None
+
+        store = self._workspace.sources[version.alias]
+        download = store.download(version.key, file, etag=version.etag, accept=accept)
+        return download, seen[-1] if seen else None
+
+    def _decode(self, file: Path, folder: Path) -> DecodedMedia:
+        worker = self._workers.get()
+        try:
+            return worker.decode(file, folder)
+        finally:
+            self._workers.put(worker)
+
+    def _commit_raw(
+        self, prepared: Prepared, download: Download, media: MediaType | None, facts: MediaFacts | None, started: float
+    ) -> None:
+        claim = prepared.claim
+        if "raw_objects" not in claim.steps:
+            return
+        recipe = claim.steps["raw_objects"]
+        row = segmentation.raw_object_row(
+            claim.known.version,
+            media_kind=media.kind if media else "unsupported",
+            facts=facts,
+            size_bytes=download.stored.size_bytes,
+            modified_at=download.stored.modified_at,
+            sha256=download.sha256,
+            recipe=recipe,
+        )
+        key = self._workspace.lake.write_result(
+            "raw_objects", recipe, claim.known.object_id, row, self._provenance("raw_objects", recipe)
+        )
+        prepared.ends.append(ends.done("raw_objects", 1, key, time.monotonic() - started))
+
+    def _give_up(self, prepared: Prepared, error: ObjectError) -> None:
+        if "segments" not in prepared.claim.steps:
+            return
+        end = ends.failed(self._workspace, prepared.claim, "segments", error)
+        prepared.ends.append(end)
+        if end.state == "dead":
+            prepared.end_all(lambda step: ends.skipped(step, "segments_dead"))
+        else:
+            prepared.end_all(
+                lambda step: StepEnd(step, "wanted", "waits_for_segments", retry_after_s=end.retry_after_s)
+            )
+
+    def _commit_segments(self, prepared: Prepared, decoded: DecodedMedia, started: float) -> None:
+        claim = prepared.claim
+        recipe = claim.steps.get("segments", self._workspace.recipes["segments"])
+        file = prepared.folder / "segments.parquet"
+        schema = TABLES["segments"].arrow_schema()
+        with open_parquet(file, schema, self._provenance("segments", recipe)) as writer:
+            for batch in segmentation.segment_batches(claim.known.version, decoded, recipe):
+                writer.write_batch(batch)
+        self._hold(prepared, file)
+        if "segments" in claim.steps:
+            key = self._workspace.lake.upload_result("segments", recipe, claim.known.object_id, file)
+            prepared.ends.append(ends.done("segments", prepared.n_segments, key, time.monotonic() - started))
+
+    def _provenance(self, step: str, recipe: str) -> dict[str, object]:
+        return provenance(step, recipe, self._workspace.settings, self._workspace.extractors)

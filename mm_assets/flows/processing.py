@@ -1,0 +1,136 @@
+"""Processing a batch: claims in, durable results and ledger rows out, one object version after the other.
+
+Put here: the order of writes, leases, groups. Keep out: decoding, models, Dagster.
+
+Order: claim with a fencing token · result file · ledger row, if the token is still ours · the caller's event. A kill
+after any of these loses nothing and repeats at most one group's work.
+"""
+
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from mm_assets.flows import ends
+from mm_assets.flows.ends import StepEnd
+from mm_assets.flows.extracting import extract_step
+from mm_assets.flows.judging import Judge
+from mm_assets.flows.preparing import Prepared, Preparer
+from mm_assets.flows.recipes import DECODING_STEPS
+from mm_assets.flows.workspace import Workspace
+from mm_assets.ledger import Claim
+
+_GROUP_SEGMENTS = 128  # enough to fill the accelerator for each step in turn
+_GROUP_OBJECTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectEnd:
+    """What happened to one object version; durable before it is yielded.
+
+    Attributes
+    ----------
+    judgements : name → rows, made on arrival against the frozen generations
+    """
+
+    claim: Claim
+    ends: tuple[StepEnd, ...]
+    judgements: dict[str, pa.Table]
+
+
+def process_batch(workspace: Workspace, batch_id: str) -> Iterator[ObjectEnd]:
+    """Process what a batch still has to do; can be repeated after any kill."""
+    runs, owner = workspace.settings.runs, new_owner()
+    claims = workspace.ledger.work.claim_batch(batch_id, owner, lease_s=runs.lease_s, max_claims=runs.max_claims)
+    yield from process(workspace, claims, owner, batch_id)
+
+
+def process(workspace: Workspace, claims: Sequence[Claim], owner: str, batch_id: str) -> Iterator[ObjectEnd]:
+    """Process claims; on any way out the unfinished ones are given back."""
+    if not claims:
+        return
+    judge = Judge(workspace, batch_id)
+    try:
+        with _heartbeat(workspace, owner), _scratch() as folder:
+            workers = min(workspace.settings.runs.decode_workers or os.cpu_count() or 1, len(claims))
+            preparer = Preparer(workspace, folder, workers=workers)
+            for group in _groups(preparer.run(claims)):
+                yield from _process_group(workspace, group, judge)
+            judge.write()
+    finally:
+        workspace.ledger.work.release(owner)
+
+
+def _groups(prepared: Iterator[Prepared]) -> Iterator[list[Prepared]]:
+    group: list[Prepared] = []
+    for item in prepared:
+        group.append(item)
+        if len(group) >= _GROUP_OBJECTS or sum(member.n_segments for member in group) >= _GROUP_SEGMENTS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _process_group(workspace: Workspace, group: list[Prepared], judge: Judge) -> Iterator[ObjectEnd]:
+    try:
+        rows = {step: extract_step(workspace, step, group) for step in workspace.extractors}
+        judgements = judge.judge(rows.get("visual_embeddings", {}))
+        accepted = workspace.ledger.work.finish(
+            [ends.to_finished(item.claim, end) for item in group for end in item.ends]
+        )
+        answers = iter(accepted)
+        for item in group:
+            kept = tuple(end for end in item.ends if next(answers))
+            yield ObjectEnd(item.claim, kept, judgements.get(item.claim.known.object_id, {}))
+    finally:
+        for item in group:
+            item.discard()
+
+
+def new_owner() -> str:
+    """Name this worker: host, process, and a word that no other start shares."""
+    return f"{socket.gethostname()}/{os.getpid()}/{os.urandom(4).hex()}"
+
+
+def is_dead_here(owner: str) -> bool:
+    """Whether the owner ran on this host and its process is gone."""
+    host, pid, _ = owner.split("/")
+    return host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
+
+
+@contextmanager
+def _heartbeat(workspace: Workspace, owner: str) -> Iterator[None]:
+    """Renew the leases while the work goes on."""
+    stop = threading.Event()
+    lease = workspace.settings.runs.lease_s
+
+    def beat() -> None:
+        while not stop.wait(lease / 3):
+            workspace.ledger.work.renew(owner, lease)
+
+    thread = threading.Thread(target=beat, name="leases", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="mm_assets-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def steps_for_pods(workspace: Workspace, *, gpu: bool) -> tuple[str, ...]:
+    """Return the steps that belong on GPU pods, or the others."""
+    chosen = [step for step, extractor in workspace.extractors.items() if extractor.gpu == gpu]
+    return tuple(chosen) if gpu else (*DECODING_STEPS, *chosen)

@@ -1,0 +1,252 @@
+"""From results to the tables that analysts read, shard by shard, only where something changed.
+
+Put here: which recipe a table shows, fingerprints of shards, gathering rows. Keep out: indexes and models.
+
+A fingerprint names all that determined a shard's file. It is compared before anything is read, so an unchanged shard
+costs nothing and a kill between file and ledger only repeats the file.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mm_assets.flows.generations import SPACES, Frozen, load_frozen, load_index
+from mm_assets.flows.judging import JUDGEMENTS, judge_vectors
+from mm_assets.flows.recipes import upstream
+from mm_assets.flows.workspace import Workspace
+from mm_assets.identity import short_hash
+from mm_assets.ledger import ShardFile
+from mm_assets.schemas import TABLES, Table
+from mm_assets.vectors import as_vector_ids
+
+_INDEXED = "indexed_vectors"
+STATES = "step_states"
+
+
+@dataclass
+class Published:
+    """What a publish did.
+
+    Attributes
+    ----------
+    n_rows : table → rows it now has
+    n_missing : results that the ledger calls done and the lake does not have; they are wanted again
+    """
+
+    n_rows: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    n_written: int = 0
+    n_removed: int = 0
+    n_missing: int = 0
+
+
+Key = tuple[str, int]  # table, shard
+
+
+def promote_recipes(workspace: Workspace) -> dict[str, str]:
+    """Show the current recipes once they are complete; returns what changed.
+
+    Steps that read each other change together, so that rows of two models are never mixed in an answer.
+    """
+    published = workspace.ledger.catalog.published()
+    changed = {step: recipe for step, recipe in workspace.recipes.items() if published.get(step) != recipe}
+    ready = {}
+    for group in _connected(set(changed)):
+        is_first = all(step not in published for step in group)
+        if is_first or all(workspace.ledger.work.complete(step, changed[step]) for step in group):
+            ready.update({step: changed[step] for step in group})
+    if ready:
+        workspace.ledger.catalog.publish(ready)
+    return ready
+
+
+def _connected(steps: set[str]) -> list[set[str]]:
+    """Group steps that reach each other through changed steps."""
+    groups: list[set[str]] = []
+    for step in sorted(steps):
+        near = {step, *(set(upstream(step)) & steps)}
+        touching = [group for group in groups if group & near]
+        groups = [group for group in groups if group not in touching] + [near.union(*touching)]
+    return groups
+
+
+def step_table(workspace: Workspace, step: str) -> Table:
+    """Return the table of a step, also of an extractor that was plugged in."""
+    return workspace.extractors[step].table if step in workspace.extractors else TABLES[step]
+
+
+def stale_step_shards(workspace: Workspace) -> dict[Key, str]:
+    """Return (table, shard) → fingerprint of the files of the steps that must be written."""
+    published = workspace.ledger.catalog.published()
+    wanted: dict[Key, list[str]] = {(step, 0): [] for step in (*published, STATES)}
+    if published:
+        for shard, object_id, step, recipe, state, n_rows in workspace.ledger.work.published_rows(published):
+            if n_rows is not None:
+                wanted.setdefault((step, shard), []).append(f"{object_id} {recipe} {n_rows}")
+            wanted.setdefault((STATES, shard), []).append(f"{object_id} {step} {recipe} {state} {n_rows}")
+    return _stale(workspace, {key: short_hash(*parts) for key, parts in wanted.items()})
+
+
+def _stale(workspace: Workspace, wanted: Mapping[Key, str]) -> dict[Key, str]:
+    known = workspace.ledger.catalog.shard_files()
+    return {key: mark for key, mark in wanted.items() if key not in known or known[key].fingerprint != mark}
+
+
+def publish_steps(workspace: Workspace, on_file: Callable[[str], None] = lambda _: None) -> Published:
+    """Write the changed shards of the steps' tables, and remove those without a live object."""
+    outcome = Published()
+    promote_recipes(workspace)
+    recipes = workspace.ledger.catalog.published()
+    for (name, shard), fingerprint in stale_step_shards(workspace).items():
+        on_file(f"{name} shard {shard}")
+        if name == STATES:
+            table, rows, dim = TABLES[STATES], _state_rows(workspace, shard, recipes), None
+        else:
+            table = step_table(workspace, name)
+            rows, n_missing = _gather(workspace, name, shard, recipes[name])
+            outcome.n_missing += n_missing
+            dim = _dim(rows)
+        _write(workspace, table, shard, rows, dim, fingerprint)
+        outcome.n_written += 1
+    outcome.n_removed = _remove_empty(workspace, (*recipes, STATES), recipes)
+    _count(workspace, outcome)
+    return outcome
+
+
+def _write(workspace: Workspace, table: Table, shard: int, rows: pa.Table, dim: int | None, fingerprint: str) -> None:
+    workspace.lake.write_shard(table, shard, rows, dim)
+    workspace.ledger.catalog.set_shard_file(ShardFile(table.name, shard, fingerprint, rows.num_rows))
+
+
+def _gather(workspace: Workspace, step: str, shard: int, recipe: str) -> tuple[pa.Table, int]:
+    """Return the rows of a shard: those already published, and the results that are new to it."""
+    states = workspace.ledger.work.of_shard(shard, {step: recipe})
+    done = [known.object_id for known, work in states if work["n_rows"]]
+    empty = _empty(workspace, step)
+    kept = _kept(workspace, step, shard, recipe, done, empty.schema)
+    have = set(kept["object_id"].unique().to_pylist()) if kept is not None else set()
+    new = [object_id for object_id in done if object_id not in have]
+    results = workspace.lake.read_results(step, [(recipe, object_id) for object_id in new], empty.schema.names)
+    missing = [object_id for object_id, rows in zip(new, results, strict=True) if rows is None]
+    workspace.ledger.work.want_again(step, recipe, missing)
+    parts = [part for part in (kept, *results) if part is not None]
+    rows = pa.concat_tables(parts) if parts else empty
+    return _in_order(rows.replace_schema_metadata(), done), len(missing)
+
+
+def _kept(
+    workspace: Workspace, step: str, shard: int, recipe: str, done: list[str], schema: pa.Schema
+) -> pa.Table | None:
+    old = workspace.lake.read_shard(step, shard)
+    if old is None or old.schema.names != schema.names:
+        return None
+    is_live = pc.is_in(old["object_id"], pa.array(done, pa.string()))
+    return old.filter(pc.and_(is_live, pc.equal(old["recipe"], recipe)))
+
+
+def _in_order(rows: pa.Table, object_ids: list[str]) -> pa.Table:
+    """Sort by place of the object; rows of one object keep their order."""
+    place = pc.index_in(rows["object_id"], pa.array(object_ids, pa.string()))
+    keys = pa.table({"place": place, "row": pa.array(range(rows.num_rows), pa.int64())})
+    return rows.take(pc.sort_indices(keys, [("place", "ascending"), ("row", "ascending")])).combine_chunks()
+
+
+def _empty(workspace: Workspace, step: str) -> pa.Table:
+    dim = workspace.extractors[step].card.dim if step in workspace.extractors else None
+    return step_table(workspace, step).published_schema(dim).empty_table()
+
+
+def _dim(rows: pa.Table) -> int | None:
+    return rows.schema.field("vector").type.list_size if "vector" in rows.schema.names else None
+
+
+def _state_rows(workspace: Workspace, shard: int, recipes: Mapping[str, str]) -> pa.Table:
+    rows = []
+    for known, work in workspace.ledger.work.of_shard(shard, recipes) if recipes else []:
+        version = known.version
+        is_open = work["state"] in {"wanted", "claimed"}
+        state = ("done" if work["n_rows"] is not None else "pending") if is_open else work["state"]
+        identity = {"object_id": known.object_id, "bucket": version.alias, "key": version.key, "etag": version.etag}
+        rows.append(identity | work | {"state": state})
+    return pa.Table.from_pylist(rows, TABLES[STATES].published_schema())
+
+
+def _remove_empty(workspace: Workspace, tables: tuple[str, ...], recipes: Mapping[str, str]) -> int:
+    """Withdraw the files of shards that hold no live object any more; shard 0 stays, so that a glob finds a schema."""
+    live = {row[0] for row in workspace.ledger.work.published_rows(recipes)} if recipes else set()
+    judged = (*tables, *JUDGEMENTS, _INDEXED)
+    gone = [key for key in workspace.ledger.catalog.shard_files() if key[0] in judged and key[1] not in live | {0}]
+    for name, shard in gone:
+        workspace.lake.remove_shard(name, shard)
+    workspace.ledger.catalog.forget_shard_files(gone)
+    return len(gone)
+
+
+def _count(workspace: Workspace, outcome: Published) -> None:
+    for (name, _), file in workspace.ledger.catalog.shard_files().items():
+        outcome.n_rows[name] += file.n_rows
+
+
+# -- judgements --------------------------------------------------------------------------------------------------------
+
+
+def publish_judgements(workspace: Workspace, on_file: Callable[[str], None] = lambda _: None) -> Published:
+    """Write the shards of the judgements' tables whose vectors or generation changed."""
+    outcome = Published()
+    frozen = load_frozen(workspace)
+    indexes = {space.name: load_index(workspace, space) for space in SPACES.values()}
+    for (name, shard), fingerprint in stale_judgement_shards(workspace).items():
+        on_file(f"{name} shard {shard}")
+        rows = _index_rows(workspace, shard, indexes) if name == _INDEXED else _judged(workspace, frozen, name, shard)
+        _write(workspace, TABLES[name], shard, rows, None, fingerprint)
+        outcome.n_written += 1
+    _count(workspace, outcome)
+    return outcome
+
+
+def stale_judgement_shards(workspace: Workspace) -> dict[Key, str]:
+    """Return (table, shard) → fingerprint of the files of the judgements that must be written."""
+    files = workspace.ledger.catalog.shard_files()
+    marks = {name: manifest["generation"] for name, manifest in workspace.ledger.catalog.generations().items()}
+    all_marks = short_hash(*(f"{name}={mark}" for name, mark in sorted(marks.items())))
+    wanted: dict[Key, str] = {}
+    for (table, shard), file in files.items():
+        if table == SPACES["visual"].table:
+            wanted |= {(name, shard): short_hash(name, file.fingerprint, all_marks) for name in JUDGEMENTS}
+    for shard in {shard for table, shard in files if table in {space.table for space in SPACES.values()}}:
+        vectors = [files[space.table, shard].fingerprint for space in SPACES.values() if (space.table, shard) in files]
+        wanted[_INDEXED, shard] = short_hash(_INDEXED, all_marks, *vectors)
+    return _stale(workspace, wanted)
+
+
+def _judged(workspace: Workspace, frozen: Frozen, name: str, shard: int) -> pa.Table:
+    vectors = workspace.lake.read_shard("visual_embeddings", shard)
+    empty = TABLES[name].arrow_schema().empty_table()
+    if vectors is None or not vectors.num_rows:
+        return empty
+    return judge_vectors(frozen, vectors, workspace).get(name, empty)
+
+
+def _index_rows(workspace: Workspace, shard: int, indexes: Mapping[str, object]) -> pa.Table:
+    schema = TABLES[_INDEXED].arrow_schema()
+    parts = [schema.empty_table()]
+    for space in SPACES.values():
+        columns = list(dict.fromkeys(["object_id", "bucket", "key", "etag", "segment_id", space.item_column]))
+        rows = workspace.lake.read_shard(space.table, shard, columns)
+        loaded = indexes[space.name]
+        if rows is None or not rows.num_rows or loaded is None:
+            continue
+        index, manifest = loaded  # type: ignore[misc]
+        ids = as_vector_ids(rows[space.item_column].to_pylist())
+        found = {
+            **{name: rows[name] for name in ("object_id", "bucket", "key", "etag", "segment_id")},
+            "space": pa.repeat(pa.scalar(space.name), rows.num_rows),
+            "item_id": rows[space.item_column],
+            "vector_id": pa.array(ids),
+            "generation": pa.repeat(pa.scalar(manifest["generation"]), rows.num_rows),
+        }
+        table = pa.table(found).select(schema.names).cast(schema)
+        parts.append(table.filter(pc.is_in(table["vector_id"], pa.array(index.vector_ids))))
+    return pa.concat_tables(parts)

@@ -1,0 +1,171 @@
+"""Building what is frozen for the collection: indexes, cluster model, baseline, taxonomy, and the report.
+
+Put here: published table → generation in the lake → pointer in the ledger. Keep out: the mathematics.
+
+A generation is named by what determined it, so building from the same rows is no new generation and writes nothing.
+"""
+
+import io
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mm_assets.anomalies import fit_baseline
+from mm_assets.clustering import fit_clusters
+from mm_assets.errors import ConfigError
+from mm_assets.flows.generations import BASELINE, CLUSTERS, SPACES, TAXONOMY, Space
+from mm_assets.flows.publishing import stale_judgement_shards, stale_step_shards
+from mm_assets.flows.workspace import Workspace
+from mm_assets.identity import short_hash
+from mm_assets.indexing import build_index
+from mm_assets.lake import to_parquet
+from mm_assets.tagging import Taxonomy
+from mm_assets.vectors import Floats, from_arrow
+
+_CODE_VERSION = "1"  # raised by hand when a build from the same rows would come out differently
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The outcome of building one generation.
+
+    Attributes
+    ----------
+    is_new : False when the current generation was already made from the same rows
+    """
+
+    name: str
+    generation: str
+    is_new: bool
+    manifest: Mapping[str, Any]
+
+
+def needs_refresh(workspace: Workspace) -> bool:
+    """Whether tables or what is built from them lag behind the results."""
+    published = workspace.ledger.catalog.published()
+    if any(published.get(step) != recipe for step, recipe in workspace.recipes.items()):
+        return True
+    return bool(stale_step_shards(workspace) or stale_judgement_shards(workspace))
+
+
+def build_vector_index(workspace: Workspace, space: Space) -> Built:
+    """Build the index of a space from its published table, unless the current one was made from the same rows."""
+    ids, vectors, recipes = _points(workspace, space)
+    options = workspace.settings.refresh
+    marks = [str(options.exact_index_rows), str(options.min_recall)]
+
+    def build(generation: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+        index = build_index(ids, vectors, exact_rows=options.exact_index_rows, min_recall=options.min_recall)
+        facts = {"kind": index.kind, "recall_at_10": index.recall, "parameters": dict(index.parameters)}
+        rows = pa.table({"item_id": pa.array(ids, pa.string())})
+        return facts, {"index.faiss": index.to_bytes(), "rows.parquet": to_parquet(rows, {"generation": generation})}
+
+    return _build(workspace, space.generation_name, ids, recipes, marks, vectors.shape, build)
+
+
+def build_cluster_model(workspace: Workspace) -> Built:
+    """Cluster the visual space, unless the current model was made from the same rows."""
+    ids, vectors, recipes = _points(workspace, SPACES["visual"])
+    size = workspace.settings.refresh.min_cluster_size
+
+    def build(_: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+        model = fit_clusters(ids, vectors, min_cluster_size=size)
+        n_noise = int((model.labels < 0).sum())
+        facts = {"n_clusters": len(model.cluster_names()), "n_noise": n_noise, "min_cluster_size": size}
+        return facts, {"model.parquet": _model_file(model.to_table())}
+
+    return _build(workspace, CLUSTERS, ids, recipes, [str(size)], vectors.shape, build)
+
+
+def build_anomaly_baseline(workspace: Workspace) -> Built:
+    """Freeze the baseline of the visual space, unless the current one was made from the same rows."""
+    ids, vectors, recipes = _points(workspace, SPACES["visual"])
+    k = workspace.settings.refresh.anomaly_neighbours
+
+    def build(_: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+        baseline = fit_baseline(ids, vectors, n_neighbours=k)
+        return {"n_neighbours": k}, {"model.parquet": _model_file(baseline.to_table())}
+
+    return _build(workspace, BASELINE, ids, recipes, [str(k)], vectors.shape, build)
+
+
+def freeze_taxonomy(workspace: Workspace) -> Built:
+    """Encode the taxonomy's prompts, unless the current one was made from the same file and model."""
+    file = workspace.settings.refresh.taxonomy or workspace.pack.taxonomy
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        msg = f"taxonomy {file} cannot be read ({error.strerror}); set `refresh.taxonomy`"
+        raise ConfigError(msg) from error
+    taxonomy = Taxonomy.from_yaml(text)
+    encoder = workspace.extractors["visual_embeddings"]
+
+    def build(_: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+        encoder.load()
+        frozen = taxonomy.freeze(encoder.encode_texts)  # type: ignore[attr-defined]  the visual extractor has a text side
+        return {"file": file.name, "digest": taxonomy.digest}, {"model.parquet": _model_file(frozen.to_table())}
+
+    recipe = workspace.recipes["visual_embeddings"]
+    return _build(workspace, TAXONOMY, [], {recipe}, [taxonomy.digest], (0, encoder.card.dim or 0), build)
+
+
+def _points(workspace: Workspace, space: Space) -> tuple[list[str], Floats, set[str]]:
+    """Read the ids and vectors of a space from its published table."""
+    rows = workspace.lake.read_table(space.table, list(dict.fromkeys([space.item_column, "vector", "recipe"])))
+    if rows is None:
+        msg = f"table {space.table} is not published yet; run `mm ingest`"
+        raise ConfigError(msg)
+    return rows[space.item_column].to_pylist(), from_arrow(rows["vector"]), set(rows["recipe"].unique().to_pylist())
+
+
+_Build = Callable[[str], tuple[dict[str, Any], dict[str, bytes]]]
+
+
+def _build(
+    workspace: Workspace,
+    name: str,
+    ids: list[str],
+    recipes: set[str],
+    marks: list[str],
+    shape: tuple[int, ...],
+    build: _Build,
+) -> Built:
+    generation = short_hash(name, _CODE_VERSION, *marks, *sorted(recipes), *sorted(ids))
+    current = workspace.ledger.catalog.generation(name)
+    if current is not None and current["generation"] == generation:
+        return Built(name, generation, False, current)
+    facts, files = build(generation)
+    manifest = {"name": name, "generation": generation, "recipes": sorted(recipes), "n_rows": len(ids), "dim": shape[1]}
+    manifest |= facts
+    workspace.lake.write_generation(name, manifest, files)
+    workspace.ledger.catalog.set_generation(name, manifest)
+    workspace.lake.point_to_generation(name, manifest)
+    return Built(name, generation, True, manifest)
+
+
+def _model_file(table: pa.Table) -> bytes:
+    """Encode a frozen model; its own metadata stays."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def write_scan_report(workspace: Workspace) -> dict[str, Any]:
+    """Count what there is, what is done and what failed and why; writes ``reports/latest.parquet``."""
+    rows = []
+    for source in workspace.settings.sources:
+        scan = workspace.ledger.objects.scan(source.alias)
+        n_live = workspace.ledger.objects.n_live(source.alias)
+        rows.append({"bucket": source.alias, "step": None, "state": "live", "reason": scan.alarm, "n_objects": n_live})
+    counts = workspace.ledger.work.counts(dict(workspace.recipes))
+    for (step, state, reason), n in sorted(counts.items(), key=str):
+        rows.append({"bucket": None, "step": step, "state": state, "reason": reason, "n_objects": n})
+    types = [("bucket", pa.string()), ("step", pa.string()), ("state", pa.string()), ("reason", pa.string())]
+    table = pa.Table.from_pylist(rows, pa.schema([*types, ("n_objects", pa.int64())]))
+    made_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    key = workspace.lake.write_report("latest.parquet", to_parquet(table, {"made_at": made_at}))
+    return {"key": key, "rows": rows, "made_at": made_at}

@@ -1,0 +1,265 @@
+"""The lake: results, tables, indexes and dead letters in the user's own bucket or folder.
+
+Put here: the layout of the lake and its Parquet. Keep out: what the rows mean, and state that needs a transaction
+(B2 has no conditional write): that is the ledger's.
+
+    results/{step}/{recipe}/{object_id[:2]}/{object_id}.parquet     one file = one result = the commit
+    judgements/{name}/{generation}/{batch_id}.parquet               on arrival, folded into the tables later
+    tables/{table}/shard={n}/part-0.parquet                         what analysts read with a glob
+    {kind}/{name}/{generation}/… · current.json                     indexes, models, baselines, taxonomies
+    dead_letters/{object_id}/{step}.json · reports/… · lake.json
+"""
+
+import io
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mm_assets.buckets.base import ObjectNotFoundError, Store
+from mm_assets.schemas import Table, check_schema
+
+PROVENANCE = b"mm_assets"
+_READ_THREADS = 8
+_ROWS_PER_GROUP = 64  # results hold images: a small group keeps readers' memory flat
+
+
+class Lake:
+    """Everything that is written for the user, by names of things and never by names of keys."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @property
+    def uri(self) -> str:
+        """Where the lake lies."""
+        return self.store.uri
+
+    def lake_id(self) -> str:
+        """Return the lake's id, made at first use."""
+        try:
+            return str(json.loads(self.store.read("lake.json"))["lake_id"])
+        except ObjectNotFoundError:
+            lake_id = uuid.uuid4().hex
+            self.store.put("lake.json", _to_json({"lake_id": lake_id, "layout": 1}))
+            return lake_id
+
+    # -- results -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def result_key(step: str, recipe: str, object_id: str) -> str:
+        """Key of one result."""
+        return f"results/{step}/{recipe}/{object_id[:2]}/{object_id}.parquet"
+
+    def has_result(self, step: str, recipe: str, object_id: str) -> bool:
+        """Whether the result was committed."""
+        try:
+            self.store.head(self.result_key(step, recipe, object_id))
+        except ObjectNotFoundError:
+            return False
+        return True
+
+    def write_result(
+        self, step: str, recipe: str, object_id: str, rows: pa.Table, provenance: Mapping[str, Any]
+    ) -> str:
+        """Commit a result held in memory; returns its key."""
+        key = self.result_key(step, recipe, object_id)
+        self.store.put(key, to_parquet(rows, provenance))
+        return key
+
+    def upload_result(self, step: str, recipe: str, object_id: str, file: Path) -> str:
+        """Commit a result held in a file; returns its key."""
+        key = self.result_key(step, recipe, object_id)
+        self.store.upload(key, file)
+        return key
+
+    def fetch_result(self, step: str, recipe: str, object_id: str, target: Path) -> Path:
+        """Copy a result into a file; raises ObjectNotFoundError."""
+        self.store.download(self.result_key(step, recipe, object_id), target)
+        return target
+
+    def read_results(
+        self, step: str, wanted: Sequence[tuple[str, str]], columns: Sequence[str]
+    ) -> list[pa.Table | None]:
+        """Read these columns of (recipe, object_id) results, in order; None where a file is missing."""
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            return list(pool.map(lambda item: self._read_result(step, *item, columns), wanted))
+
+    def _read_result(self, step: str, recipe: str, object_id: str, columns: Sequence[str]) -> pa.Table | None:
+        try:
+            return self._read_columns(self.result_key(step, recipe, object_id), columns)
+        except ObjectNotFoundError:
+            return None
+
+    def _read_columns(self, key: str, columns: Sequence[str] | None) -> pa.Table:
+        with RangeFile(self.store, key) as file:
+            return pq.read_table(file, columns=list(columns) if columns else None, partitioning=None)
+
+    # -- tables --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def shard_key(table: str, shard: int) -> str:
+        """Key of the published file of one shard."""
+        return f"tables/{table}/shard={shard}/part-0.parquet"
+
+    def write_shard(self, table: Table, shard: int, rows: pa.Table, dim: int | None) -> None:
+        """Publish one shard of a table; readers see the old or the new file, never a mixture."""
+        check_schema(table.name, table.published_schema(dim), rows.schema)
+        self.store.put(
+            self.shard_key(table.name, shard), to_parquet(rows, {"table": table.name}, rows_per_group=65_536)
+        )
+
+    def read_shard(self, table: str, shard: int, columns: Sequence[str] | None = None) -> pa.Table | None:
+        """Read a published shard; None where there is none."""
+        try:
+            return self._read_columns(self.shard_key(table, shard), columns)
+        except ObjectNotFoundError:
+            return None
+
+    def shards(self, table: str) -> list[int]:
+        """List the published shards of a table."""
+        prefix = f"tables/{table}/"
+        names = {stored.key[len(prefix) :].partition("/")[0] for stored in self.walk(prefix)}
+        return sorted(int(name.removeprefix("shard=")) for name in names if name.startswith("shard="))
+
+    def read_table(self, table: str, columns: Sequence[str] | None = None) -> pa.Table | None:
+        """Read a whole published table; None where nothing is published."""
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            parts = list(pool.map(lambda shard: self.read_shard(table, shard, columns), self.shards(table)))
+        found = [part for part in parts if part is not None]
+        return pa.concat_tables(found) if found else None
+
+    def remove_shard(self, table: str, shard: int) -> None:
+        """Withdraw a shard that has no live object any more."""
+        self.store.delete(self.shard_key(table, shard))
+
+    # -- generations ---------------------------------------------------------------------------------------------
+
+    def write_generation(self, name: str, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """Write an immutable build: its files, then its manifest."""
+        folder = f"{name}/{manifest['generation']}"
+        for file, data in files.items():
+            self.store.put(f"{folder}/{file}", data)
+        self.store.put(f"{folder}/manifest.json", _to_json(manifest))
+
+    def point_to_generation(self, name: str, manifest: Mapping[str, Any]) -> None:
+        """Rewrite the pointer that outside readers follow; the ledger's is the one that counts."""
+        self.store.put(f"{name}/current.json", _to_json(manifest))
+
+    def read_generation(self, name: str, generation: str, file: str) -> bytes:
+        """Read one file of a build."""
+        return self.store.read(f"{name}/{generation}/{file}")
+
+    def current_generation(self, name: str) -> dict[str, Any] | None:
+        """Return the manifest that the pointer in the lake names."""
+        try:
+            manifest: dict[str, Any] = json.loads(self.store.read(f"{name}/current.json"))
+        except ObjectNotFoundError:
+            return None
+        return manifest
+
+    # -- other records -------------------------------------------------------------------------------------------
+
+    def write_judgements(self, name: str, generation: str, batch_id: str, rows: pa.Table) -> str:
+        """Write the judgements that a batch made on arrival; returns the key."""
+        key = f"judgements/{name}/{generation}/{batch_id}.parquet"
+        self.store.put(key, to_parquet(rows, {"judgement": name, "generation": generation}))
+        return key
+
+    def write_dead_letter(self, object_id: str, step: str, record: Mapping[str, Any]) -> None:
+        """Write a dead letter, before the ledger says dead."""
+        self.store.put(f"dead_letters/{object_id}/{step}.json", _to_json(record))
+
+    def write_report(self, name: str, data: bytes) -> str:
+        """Write a report; returns its key."""
+        key = f"reports/{name}"
+        self.store.put(key, data)
+        return key
+
+    def walk(self, prefix: str = "") -> Iterator[Any]:
+        """List everything below a prefix."""
+        after: str | None = ""
+        while after is not None:
+            page = self.store.list_page(after=after, prefix=prefix)
+            yield from page.objects
+            after = page.next_after
+
+
+class RangeFile(io.RawIOBase):
+    """A stored object as a seekable file that fetches only what is asked for.
+
+    Parquet keeps its index at the end and its columns apart, so the few small columns of a file full of images
+    cost a few small reads.
+    """
+
+    def __init__(self, store: Store, key: str) -> None:
+        super().__init__()
+        self._store, self._key, self._at = store, key, 0
+        self._size = store.head(key).size_bytes
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+    def size(self) -> int:
+        """Return the object's size."""
+        return self._size
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move; nothing is fetched."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        """Fetch and return up to ``size`` bytes."""
+        length = self._size - self._at if size is None or size < 0 else min(size, self._size - self._at)
+        data = self._store.read_range(self._key, self._at, length) if length > 0 else b""
+        self._at += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        """Fetch into a buffer."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def to_parquet(rows: pa.Table, provenance: Mapping[str, Any], *, rows_per_group: int = _ROWS_PER_GROUP) -> bytes:
+    """Encode a table; the same rows and provenance give the same bytes."""
+    sink = io.BytesIO()
+    with open_parquet(sink, rows.schema, provenance) as writer:
+        writer.write_table(rows, row_group_size=rows_per_group)
+    return sink.getvalue()
+
+
+def open_parquet(sink: Path | io.BytesIO, schema: pa.Schema, provenance: Mapping[str, Any]) -> pq.ParquetWriter:
+    """Open a writer whose file carries its provenance in its metadata."""
+    known = {key: value for key, value in (schema.metadata or {}).items() if key != PROVENANCE}
+    schema = schema.with_metadata({**known, PROVENANCE: _to_json(provenance)})
+    plain = {"vector", "vector.list.element", "keyframe_jpeg", "audio_flac"}
+    dictionary = [field.name for field in schema if field.name not in plain and not pa.types.is_nested(field.type)]
+    return pq.ParquetWriter(sink, schema, compression="zstd", compression_level=3, use_dictionary=dictionary)
+
+
+def read_provenance(schema: pa.Schema) -> dict[str, Any]:
+    """Return what ``open_parquet`` stored."""
+    found: dict[str, Any] = json.loads((schema.metadata or {}).get(PROVENANCE, b"{}"))
+    return found
+
+
+def _to_json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1, default=str).encode("utf-8")

@@ -1,0 +1,422 @@
+"""What is wanted, claimed, done, skipped and dead: one row per object version, step and recipe.
+
+Put here: planning of batches, claims with fencing tokens, the two budgets. Keep out: what a step computes.
+
+``tries`` counts failures that the object caused; ``claims`` counts starts, so that deaths of the worker show. Neither
+is touched by throttling and outages. Only the holder of the latest token may finish a row.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Engine, and_, func, insert, literal, or_, select, update
+from sqlalchemy.engine import Connection, Row
+
+from mm_assets.errors import Reason
+from mm_assets.ledger.objects import KnownObject, chunks, known_object
+from mm_assets.ledger.tables import BATCHES, OBJECTS, WORK
+
+FINAL_STATES = ("done", "skipped", "dead")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The object versions that one run processes."""
+
+    batch_id: str
+    lane: str
+    steps: tuple[str, ...]
+    n_objects: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to work on some steps of one object version, until the lease ends.
+
+    Attributes
+    ----------
+    steps : step → recipe
+    tokens : step → fencing token
+    tries : step → failures so far
+    n_starts : how often work on it was begun, this time included
+    """
+
+    known: KnownObject
+    steps: Mapping[str, str]
+    tokens: Mapping[str, int]
+    tries: Mapping[str, int]
+    n_starts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of one step of one object version.
+
+    Attributes
+    ----------
+    state : done | skipped | dead | wanted (to be tried again)
+    """
+
+    object_id: str
+    step: str
+    recipe: str
+    token: int
+    state: str
+    reason: str | None = None
+    error: str | None = None
+    n_rows: int | None = None
+    retry_after_s: float = 0.0
+    counts_as_try: bool = False
+
+
+class WorkBook:
+    """Work on object versions."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def want(self, alias: str, recipes: Mapping[str, str]) -> int:
+        """Open a row for every live version of a source that has none for these recipes; returns how many."""
+        n = 0
+        with self._engine.begin() as connection:
+            for step, recipe in recipes.items():
+                known = select(WORK.c.object_id).where(
+                    WORK.c.object_id == OBJECTS.c.object_id, WORK.c.step == step, WORK.c.recipe == recipe
+                )
+                missing = select(
+                    OBJECTS.c.object_id,
+                    literal(step),
+                    literal(recipe),
+                    literal("wanted"),
+                    *(literal(value) for value in (0, 0, 0, 0.0, time.time())),
+                ).where(OBJECTS.c.alias == alias, OBJECTS.c.state == "live", ~known.exists())
+                columns = [
+                    "object_id",
+                    "step",
+                    "recipe",
+                    "state",
+                    "tries",
+                    "claims",
+                    "token",
+                    "not_before",
+                    "changed_at",
+                ]
+                n += connection.execute(insert(WORK).from_select(columns, missing)).rowcount
+        return n
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    def plan(
+        self,
+        recipes: Mapping[str, str],
+        *,
+        needs: Mapping[str, Mapping[str, str]],
+        size: int,
+        max_tries: int,
+        planner: str,
+        limit: int = 1_000,
+    ) -> list[Batch]:
+        """Group wanted work into batches.
+
+        Parameters
+        ----------
+        recipes : the steps (and recipes) that the batches may run
+        needs : step → (step → recipe) that must be done before, unless the same batch runs them
+        size : object versions in one batch; objects that failed before go eight at a time, on their last try alone
+        planner : name of this process, so that batches of a dead one can be freed
+        limit : batches made at most
+        """
+        with self._engine.begin() as connection:
+            ready = self._ready(connection, recipes, needs)
+            groups = [
+                ("bulk", _cut([o for o, tries in ready if tries == 0], size)),
+                ("bulk", _cut([o for o, tries in ready if 0 < tries < max_tries - 1], min(size, 8))),
+                ("single", _cut([o for o, tries in ready if tries and tries >= max_tries - 1], 1)),
+            ]
+            made = [(lane, part) for lane, parts in groups for part in parts][:limit]
+            return [self._make(connection, lane, part, recipes, planner) for lane, part in made]
+
+    def _ready(
+        self, connection: Connection, recipes: Mapping[str, str], needs: Mapping[str, Mapping[str, str]]
+    ) -> list[tuple[str, int]]:
+        """Return (object_id, most tries so far) of live versions with work that can start now."""
+        blocked = WORK.alias("blocked")
+        conditions = []
+        for step, recipe in recipes.items():
+            condition = and_(WORK.c.step == step, WORK.c.recipe == recipe)
+            for need, need_recipe in needs.get(step, {}).items():
+                if need in recipes:
+                    continue
+                done = select(blocked.c.object_id).where(
+                    blocked.c.object_id == WORK.c.object_id,
+                    blocked.c.step == need,
+                    blocked.c.recipe == need_recipe,
+                    blocked.c.state == "done",
+                )
+                condition = and_(condition, done.exists())
+            conditions.append(condition)
+        query = (
+            select(WORK.c.object_id, func.max(WORK.c.tries))
+            .join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id)
+            .where(WORK.c.state == "wanted", WORK.c.batch_id.is_(None), WORK.c.not_before <= time.time())
+            .where(OBJECTS.c.state == "live", or_(*conditions))
+            .group_by(WORK.c.object_id, OBJECTS.c.place)
+            .order_by(OBJECTS.c.place)
+        )
+        return [(object_id, int(tries)) for object_id, tries in connection.execute(query)]
+
+    def _make(
+        self, connection: Connection, lane: str, object_ids: Sequence[str], recipes: Mapping[str, str], planner: str
+    ) -> Batch:
+        batch = Batch(uuid.uuid4().hex, lane, tuple(recipes), len(object_ids))
+        connection.execute(
+            BATCHES.insert().values(
+                batch_id=batch.batch_id,
+                lane=lane,
+                steps=",".join(batch.steps),
+                n_objects=batch.n_objects,
+                planner=planner,
+                created_at=time.time(),
+            )
+        )
+        for part in chunks(object_ids):
+            rows = and_(
+                WORK.c.object_id.in_(part), WORK.c.state == "wanted", WORK.c.batch_id.is_(None), _these(recipes)
+            )
+            connection.execute(update(WORK).where(rows).values(batch_id=batch.batch_id))
+        return batch
+
+    def objects_of(self, batch_id: str) -> list[KnownObject]:
+        """Return the object versions of a batch that still have work in it."""
+        query = (
+            select(OBJECTS)
+            .where(OBJECTS.c.object_id.in_(select(WORK.c.object_id).where(WORK.c.batch_id == batch_id)))
+            .order_by(OBJECTS.c.place)
+        )
+        with self._engine.connect() as connection:
+            return [known_object(row) for row in connection.execute(query)]
+
+    # -- claims --------------------------------------------------------------------------------------------------
+
+    def claim_batch(self, batch_id: str, owner: str, *, lease_s: float, max_claims: int) -> list[Claim]:
+        """Claim what a batch still has to do; rows claimed too often die as ``crash_loop`` instead."""
+        mine = and_(WORK.c.batch_id == batch_id, WORK.c.state == "wanted")
+        return self._claim(mine, owner, lease_s, max_claims)
+
+    def claim_objects(
+        self, object_ids: Sequence[str], recipes: Mapping[str, str], owner: str, *, lease_s: float
+    ) -> list[Claim]:
+        """Claim these steps of these versions whatever their state, unless another worker holds them."""
+        claims: list[Claim] = []
+        for part in chunks(object_ids):
+            free = or_(WORK.c.state != "claimed", WORK.c.lease_until < time.time())
+            claims += self._claim(and_(WORK.c.object_id.in_(part), _these(recipes), free), owner, lease_s, None)
+        return claims
+
+    def _claim(self, rows: ColumnElement[bool], owner: str, lease_s: float, max_claims: int | None) -> list[Claim]:
+        now = time.time()
+        with self._engine.begin() as connection:
+            if max_claims is not None:
+                dead = {"state": "dead", "reason": str(Reason.CRASH_LOOP), "changed_at": now}
+                dead["error"] = f"the worker died {max_claims} times over this object"
+                connection.execute(update(WORK).where(rows, WORK.c.claims >= max_claims).values(**dead))
+            keys = [(r.object_id, r.step, r.recipe) for r in connection.execute(select(WORK).where(rows))]
+            values = {"state": "claimed", "owner": owner, "lease_until": now + lease_s, "changed_at": now}
+            counters = {"claims": WORK.c.claims + 1, "token": WORK.c.token + 1}
+            connection.execute(update(WORK).where(rows).values(**values, **counters))
+            return self._claimed(connection, owner, {object_id for object_id, _, _ in keys}, set(keys))
+
+    def _claimed(
+        self, connection: Connection, owner: str, object_ids: set[str], keys: set[tuple[str, str, str]]
+    ) -> list[Claim]:
+        work: dict[str, list[Row[Any]]] = {}
+        known: dict[str, KnownObject] = {}
+        for part in chunks(sorted(object_ids)):
+            mine = and_(WORK.c.object_id.in_(part), WORK.c.state == "claimed", WORK.c.owner == owner)
+            for row in connection.execute(select(WORK).where(mine)):
+                if (row.object_id, row.step, row.recipe) in keys:
+                    work.setdefault(row.object_id, []).append(row)
+            for row in connection.execute(
+                select(OBJECTS).where(OBJECTS.c.object_id.in_(part)).order_by(OBJECTS.c.place)
+            ):
+                known[row.object_id] = known_object(row)
+        return [
+            Claim(
+                known[object_id],
+                {row.step: row.recipe for row in work[object_id]},
+                {row.step: row.token for row in work[object_id]},
+                {row.step: row.tries for row in work[object_id]},
+                max(row.claims for row in work[object_id]),
+            )
+            for object_id in known
+            if object_id in work
+        ]
+
+    def renew(self, owner: str, lease_s: float) -> None:
+        """Lengthen all leases of an owner."""
+        mine = and_(WORK.c.owner == owner, WORK.c.state == "claimed")
+        with self._engine.begin() as connection:
+            connection.execute(update(WORK).where(mine).values(lease_until=time.time() + lease_s))
+
+    def finish(self, ends: Sequence[Finished]) -> list[bool]:
+        """Write ends, each only where its token is still the latest; returns which were accepted."""
+        with self._engine.begin() as connection:
+            return [self._finish(connection, end) for end in ends]
+
+    def _finish(self, connection: Connection, end: Finished) -> bool:
+        now = time.time()
+        values = {"state": end.state, "reason": end.reason, "error": end.error, "batch_id": None}
+        if end.state != "wanted":
+            values["n_rows"] = end.n_rows  # an earlier result, where there is one, holds until the retry is over
+        values |= {"not_before": now + end.retry_after_s, "lease_until": None, "changed_at": now, "owner": None}
+        row = and_(
+            WORK.c.object_id == end.object_id,
+            WORK.c.step == end.step,
+            WORK.c.recipe == end.recipe,
+            WORK.c.token == end.token,
+            WORK.c.state == "claimed",
+        )
+        tries = WORK.c.tries + int(end.counts_as_try)
+        return bool(connection.execute(update(WORK).where(row).values(**values, tries=tries)).rowcount)
+
+    def want_again(self, step: str, recipe: str, object_ids: Sequence[str]) -> None:
+        """Reopen rows whose result is lost or damaged."""
+        with self._engine.begin() as connection:
+            for part in chunks(object_ids):
+                rows = and_(WORK.c.object_id.in_(part), WORK.c.step == step, WORK.c.recipe == recipe)
+                connection.execute(update(WORK).where(rows).values(state="wanted", n_rows=None, changed_at=time.time()))
+
+    def release(self, owner: str) -> int:
+        """Give back all claims of an owner that stops in good order; the starts are not counted."""
+        return self._release(and_(WORK.c.owner == owner, WORK.c.state == "claimed"), -1)
+
+    def release_expired(self) -> int:
+        """Free the claims whose lease has ended: their worker is dead or lost."""
+        return self._release(and_(WORK.c.state == "claimed", WORK.c.lease_until < time.time()), 0)
+
+    def release_dead(self, is_dead: Callable[[str], bool]) -> int:
+        """Free the claims of owners that are known to be dead."""
+        with self._engine.connect() as connection:
+            owners = [
+                row.owner
+                for row in connection.execute(select(WORK.c.owner).where(WORK.c.state == "claimed").distinct())
+            ]
+        dead = [owner for owner in owners if owner and is_dead(owner)]
+        return self._release(and_(WORK.c.owner.in_(dead), WORK.c.state == "claimed"), 0) if dead else 0
+
+    def release_unstarted(self, is_dead: Callable[[str], bool], older_than_s: float) -> int:
+        """Free planned rows whose run never began: their planner is dead, or too much time has gone.
+
+        A run that begins later all the same finds nothing to claim, so this may be called at any time.
+        """
+        waiting = select(BATCHES.c.batch_id, BATCHES.c.planner, BATCHES.c.created_at).where(
+            BATCHES.c.batch_id.in_(select(WORK.c.batch_id).where(WORK.c.state == "wanted", WORK.c.batch_id.is_not(None)))
+        )
+        with self._engine.connect() as connection:
+            rows = connection.execute(waiting).all()
+        lost = [r.batch_id for r in rows if is_dead(r.planner) or r.created_at < time.time() - older_than_s]
+        return sum(self._release(and_(WORK.c.state == "wanted", WORK.c.batch_id.in_(part)), 0) for part in chunks(lost))
+
+    def release_batches(self, batch_ids: Sequence[str]) -> int:
+        """Free what these batches still hold and have not claimed."""
+        return self._release(and_(WORK.c.state == "wanted", WORK.c.batch_id.in_(list(batch_ids))), 0)
+
+    def n_open_objects(self, batch_id: str) -> int:
+        """Count the object versions of a batch that have work left in it."""
+        with self._engine.connect() as connection:
+            return int(connection.scalar(select(func.count(WORK.c.object_id.distinct())).where(WORK.c.batch_id == batch_id)) or 0)
+
+    def n_waiting(self, recipes: Mapping[str, str]) -> int:
+        """Count the live object versions with work that is not over."""
+        query = (
+            select(func.count(WORK.c.object_id.distinct()))
+            .join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id)
+            .where(OBJECTS.c.state == "live", _these(recipes), WORK.c.state.not_in(FINAL_STATES))
+        )
+        with self._engine.connect() as connection:
+            return int(connection.scalar(query) or 0)
+
+    def _release(self, rows: ColumnElement[bool], claims: int) -> int:
+        values = {"state": "wanted", "owner": None, "lease_until": None, "batch_id": None, "changed_at": time.time()}
+        with self._engine.begin() as connection:
+            return connection.execute(update(WORK).where(rows).values(**values, claims=WORK.c.claims + claims)).rowcount
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def counts(self, recipes: Mapping[str, str]) -> dict[tuple[str, str, str | None], int]:
+        """Count rows of live versions by (step, state, reason)."""
+        query = (
+            select(WORK.c.step, WORK.c.state, WORK.c.reason, func.count())
+            .join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id)
+            .where(OBJECTS.c.state == "live", _these(recipes))
+            .group_by(WORK.c.step, WORK.c.state, WORK.c.reason)
+        )
+        with self._engine.connect() as connection:
+            return {(step, state, reason): n for step, state, reason, n in connection.execute(query)}
+
+    def n_changed_since(self, moment: float) -> int:
+        """Count the object versions with an end since a moment."""
+        query = select(func.count(WORK.c.object_id.distinct())).where(
+            WORK.c.changed_at > moment, WORK.c.state.in_(FINAL_STATES)
+        )
+        with self._engine.connect() as connection:
+            return int(connection.scalar(query) or 0)
+
+    def states(self, object_id: str) -> list[dict[str, object]]:
+        """Return all work rows of one object version."""
+        query = select(WORK).where(WORK.c.object_id == object_id).order_by(WORK.c.step)
+        with self._engine.connect() as connection:
+            return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001  SQLAlchemy's way
+
+    def complete(self, step: str, recipe: str) -> bool:
+        """Return whether every live version that wants the step has an end under this recipe."""
+        open_rows = (
+            select(func.count())
+            .select_from(WORK.join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id))
+            .where(OBJECTS.c.state == "live", WORK.c.step == step, WORK.c.recipe == recipe)
+            .where(WORK.c.state.not_in(FINAL_STATES))
+        )
+        with self._engine.connect() as connection:
+            return not connection.scalar(open_rows)
+
+    def published_rows(self, recipes: Mapping[str, str]) -> list[tuple[int, str, str, str, str, int]]:
+        """Return (shard, object_id, step, recipe, state, n_rows) of all live versions, by place in the shard.
+
+        ``n_rows`` is None where there is no result; work that is being done again keeps its earlier one until its end.
+        """
+        query = (
+            select(OBJECTS.c.shard, WORK.c.object_id, WORK.c.step, WORK.c.recipe, WORK.c.state, WORK.c.n_rows)
+            .join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id)
+            .where(OBJECTS.c.state == "live", _these(recipes))
+            .order_by(OBJECTS.c.shard, OBJECTS.c.place, WORK.c.step)
+        )
+        with self._engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(query)]  # type: ignore[misc]
+
+    def of_shard(self, shard: int, recipes: Mapping[str, str]) -> list[tuple[KnownObject, dict[str, object]]]:
+        """Return (version, work row) of the live versions of one shard, in order."""
+        query = (
+            select(OBJECTS, *(WORK.c[name].label(f"work_{name}") for name in _WORK_FIELDS))
+            .join(WORK, OBJECTS.c.object_id == WORK.c.object_id)
+            .where(OBJECTS.c.state == "live", OBJECTS.c.shard == shard, _these(recipes))
+            .order_by(OBJECTS.c.place, WORK.c.step)
+        )
+        with self._engine.connect() as connection:
+            return [
+                (known_object(row), {name: getattr(row, f"work_{name}") for name in _WORK_FIELDS})
+                for row in connection.execute(query)
+            ]
+
+
+_WORK_FIELDS = ("step", "recipe", "state", "reason", "error", "n_rows")
+
+
+def _these(recipes: Mapping[str, str]) -> ColumnElement[bool]:
+    return or_(*(and_(WORK.c.step == step, WORK.c.recipe == recipe) for step, recipe in recipes.items()))
+
+
+def _cut(items: Sequence[str], size: int) -> list[Sequence[str]]:
+    return list(chunks(items, size))

@@ -1,0 +1,146 @@
+"""Clients for S3-compatible services, and stores from settings.
+
+Put here: how a client is configured so that Backblaze B2, Tigris, R2, Ceph and Amazon all take its requests.
+Keep out: requests, retries and listings, which are ``mm_assets.buckets``'.
+"""
+
+from datetime import datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal
+
+import boto3
+import botocore.session
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+from botocore.utils import parse_timestamp
+from dagster_aws.s3 import S3Resource
+from pydantic import Field
+
+from mm_assets.buckets.base import Store
+from mm_assets.buckets.local import LocalStore
+from mm_assets.buckets.s3 import S3Store
+from mm_assets.errors import ConfigError
+from mm_assets.settings import Location
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_SPARE_CONNECTIONS = 4
+
+
+class BucketS3Resource(S3Resource):
+    """dagster-aws's ``S3Resource`` whose client also suits services other than Amazon's.
+
+    A secret given as a field shows in Dagster's UI: bind this with a profile or boto3's own chain of keys, and leave
+    explicit secrets to ``open_store``, which reads them from the settings.
+    """
+
+    addressing_style: Literal["path", "virtual"] = Field(default="path", description="path works everywhere")
+    max_attempts: int = Field(
+        default=1, description="one: the store itself tries again, and unlike boto3 obeys Retry-After"
+    )
+    connect_timeout_s: float = Field(default=5, description="seconds to wait for a connection")
+    read_timeout_s: float = Field(default=60, description="seconds to wait for the next bytes")
+    workers: int = Field(default=16, description="threads that share the client")
+
+    @classmethod
+    def from_location(cls, location: Location) -> "BucketS3Resource":
+        """Take endpoint, region, addressing and keys from the settings of a bucket."""
+        return cls(
+            endpoint_url=location.endpoint_url,
+            region_name=location.region,
+            addressing_style=location.addressing_style,
+            profile_name=location.profile,
+            aws_access_key_id=location.access_key_id,
+            aws_secret_access_key=location.secret_access_key,
+        )
+
+    def get_client(self) -> "S3Client":
+        """Return a new client, safe to share between threads.
+
+        Raises
+        ------
+        ConfigError
+            There are no keys, no such profile, or an endpoint that is no URL.
+        """
+        try:
+            session = self._session()
+            return session.client("s3", config=self._config(), **self._endpoint())
+        except (BotoCoreError, ValueError) as error:
+            msg = f"no S3 client can be made: {error}; check endpoint_url (https://…), region and profile"
+            raise ConfigError(msg) from error
+
+    def _session(self) -> boto3.Session:
+        core = botocore.session.Session(profile=self.profile_name)
+        # Half of the time of a listing goes into botocore's guess of a timestamp's format, which is always the same.
+        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=to_timestamp)
+        session = boto3.Session(
+            aws_access_key_id=self.aws_access_key_id,
+            aws_secret_access_key=self.aws_secret_access_key,
+            aws_session_token=self.aws_session_token,
+            botocore_session=core,
+        )
+        if not self.use_unsigned_session and session.get_credentials() is None:
+            msg = (
+                f"no keys for {self.endpoint_url or 'Amazon S3'}: set access_key_id and secret_access_key of the lake "
+                "(MM_ASSETS_LAKE__ACCESS_KEY_ID, MM_ASSETS_LAKE__SECRET_ACCESS_KEY) or source, a profile, "
+                "or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+            raise ConfigError(msg)
+        return session
+
+    def _endpoint(self) -> dict[str, Any]:
+        return {
+            "endpoint_url": self.endpoint_url,
+            "region_name": self.region_name,
+            "use_ssl": self.use_ssl,
+            "verify": self.verify,
+        }
+
+    def _config(self) -> Config:
+        return Config(
+            signature_version=UNSIGNED if self.use_unsigned_session else "s3v4",
+            s3={"addressing_style": self.addressing_style},
+            # The checksum headers that boto3 sends by default are refused or misread by services other than Amazon's.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            retries={"mode": "standard", "total_max_attempts": self.max_attempts},
+            connect_timeout=self.connect_timeout_s,
+            read_timeout=self.read_timeout_s,
+            max_pool_connections=self.workers + _SPARE_CONNECTIONS,
+            tcp_keepalive=True,
+            user_agent_extra=f"mm_assets/{version('mm-assets')}",
+        )
+
+
+def to_timestamp(value: Any) -> datetime:
+    """Parse ISO 8601 directly and leave every other form to botocore; timezone-aware."""
+    if isinstance(value, str) and value[:4].isdigit() and value.endswith("Z"):
+        return datetime.fromisoformat(value)
+    return parse_timestamp(value)
+
+
+def open_store(location: Location, *, server_side_encryption: str | None = None, create: bool = False) -> Store:
+    """Return the store of a source or the lake; opens no connection (``Store.check`` does).
+
+    Parameters
+    ----------
+    server_side_encryption : asked for on every write to a bucket
+    create : a missing folder is an empty store (a lake); otherwise it is an error
+
+    Raises
+    ------
+    ConfigError
+        Keys, profile or endpoint are missing or wrong.
+    """
+    if not location.is_bucket:
+        return LocalStore(location.folder, location.uri, create=create)
+    client = BucketS3Resource.from_location(location).get_client()
+    return S3Store(
+        client,
+        location.bucket,
+        location.prefix,
+        server_side_encryption=server_side_encryption,
+        uri=location.uri,
+    )

@@ -1,0 +1,123 @@
+"""Servers for tests: moto's as a real process, and one that fails as it is told.
+
+Put here: starting and stopping servers on a free loopback port. Keep out: tests.
+"""
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from mm_assets.resources.s3 import BucketS3Resource
+
+KEY_ID, SECRET = "test-key", "test-secret"
+_STARTED = re.compile(r"Running on (http://127\.0\.0\.1:\d+)")
+_RUN_MOTO = "import sys; from moto.server import main; main(sys.argv[1:])"
+
+
+def make_client(endpoint_url: str) -> Any:
+    """Return a client as the product makes it."""
+    return BucketS3Resource(
+        endpoint_url=endpoint_url, region_name="us-east-1", aws_access_key_id=KEY_ID, aws_secret_access_key=SECRET
+    ).get_client()
+
+
+@contextmanager
+def moto_server() -> Iterator[str]:
+    """Run moto's server in a process of its own; yields its URL. Port 0 lets the kernel choose a free one."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-W", "ignore", "-c", _RUN_MOTO, "-H", "127.0.0.1", "-p", "0"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if started := _STARTED.search(line):
+                break
+        else:
+            raise RuntimeError("moto did not start:\n" + "".join(lines))
+        # The pipe must be emptied, or the server blocks on its own log.
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        yield started[1]
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@dataclass
+class Answer:
+    """One scripted answer. ``cut`` bytes of the body are held back although their length was promised."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: int = 0
+
+
+@dataclass
+class FaultServer:
+    """Gives the scripted answers in turn, the last one for ever; keeps what it was asked and how much it sent."""
+
+    answers: list[Answer]
+    url: str = ""
+    requests: list[str] = field(default_factory=list)
+    n_sent: int = 0
+
+    def next_answer(self, request: str) -> Answer:
+        """Note a request and take the answer for it."""
+        self.requests.append(request)
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+@contextmanager
+def fault_server(*answers: Answer) -> Iterator[FaultServer]:
+    """Run a server that gives ``answers`` in turn."""
+    state = FaultServer(list(answers))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            answer = state.next_answer(f"{self.command} {self.path}")
+            self.send_response(answer.status)
+            for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self._send(answer)
+            self.close_connection = bool(answer.cut)
+
+        def _send(self, answer: Answer) -> None:
+            body = answer.body[: len(answer.body) - answer.cut]
+            try:
+                for start in range(0, len(body), 65_536):
+                    state.n_sent += self.wfile.write(body[start : start + 65_536])
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True
+
+        do_GET = do_HEAD = do_PUT = do_DELETE = do_POST = answer  # noqa: N815  http.server's names
+
+        def log_message(self, *_: object) -> None:
+            """Be silent."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,438 @@
+"""The contract of stores, run against a folder and against a bucket on a real server."""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mm_assets.buckets.base import HEAD_BYTES, ObjectChangedError, ObjectNotFoundError, Store, StoredObject
+from mm_assets.buckets.local import STAGING_FOLDER, LocalStore
+from mm_assets.buckets.s3 import S3Store
+from mm_assets.errors import ConfigError, ObjectError, Reason
+from tests.s3_server import make_client, moto_server
+
+HOSTILE_KEYS = {
+    "space": "k/a b.txt",
+    "plus": "k/a+b.txt",
+    "percent": "k/100%25.txt",
+    "percent_raw": "k/100%zz.txt",
+    "nfc": "k/caf\u00e9.txt",
+    "nfd": "k/cafe\u0301.txt",
+    "emoji": "k/\U0001f600.txt",
+    "newline": "k/a\nb.txt",
+    "tab": "k/a\tb.txt",
+    "control": "k/a\x01b.txt",
+    "return": "k/a\rb.txt",
+    "dot_dot": "k/../etc/passwd",
+    "dot": "k/./x",
+    "leading_slash": "/k/abs.txt",
+    "double_slash": "k//x",
+    "folder_marker": "k/folder/",
+    "quotes": "k/a'b\"c.txt",
+    "markup": "k/a&b<c>.txt",
+    "backslash": "k\\win\\x.txt",
+    "colon": "k/a:b|c?.txt",
+    "hash": "k/a#b?c=d.txt",
+    "hive": "k/dt=2024-01-01/x",
+    "tilde": "k/~x",
+    "nul": "k/a\x00b",
+    "segments_1024": "/".join(["s" * 204] * 4 + ["t" * 204]),
+    "utf8_1024": "/".join(["\u00e9" * 102] * 4 + ["\u00e9" * 102]),
+    "segment_255": "k/" + "s" * 255,
+    "segment_300": "k/" + "s" * 300,
+    "star": "k/*",
+    "at": "k/a@b;c,d=e$f!.txt",
+    "nbsp": "k/\u00a0x",
+    "right_to_left": "k/\u202egnp.exe",
+    "noncharacter": "k/\ufffe",
+    "dash": "-rf",
+    "surrogate": "k/\ud800",
+}
+# A file system has no name for these; the store must say so instead of storing something else.
+REFUSED_BY_FOLDERS = {
+    "dot_dot",
+    "dot",
+    "leading_slash",
+    "double_slash",
+    "folder_marker",
+    "nul",
+    "segment_300",
+    "surrogate",
+}
+REFUSED_BY_BUCKETS = {"surrogate"}  # is no UTF-8
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """Run one S3 server for the whole session."""
+    with moto_server() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(server_url: str) -> S3Store:
+    """Return a store in a new bucket, below a prefix, beside an object outside of it."""
+    client, name = make_client(server_url), f"b{uuid.uuid4().hex}"
+    client.create_bucket(Bucket=name)
+    client.put_object(Bucket=name, Key="outside", Body=b"")
+    client.put_object(Bucket=name, Key="lake/", Body=b"")  # what consoles leave when somebody makes a "folder"
+    return S3Store(client, name, "lake/")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> LocalStore:
+    """Return a store in a new folder."""
+    (tmp_path / "outside").touch()
+    return LocalStore(tmp_path / "lake", create=True)
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request: pytest.FixtureRequest) -> Store:
+    """Return each kind of store in turn."""
+    found: Store = request.getfixturevalue(request.param)
+    return found
+
+
+def list_all(store: Store, limit: int = 1_000, prefix: str = "") -> list[StoredObject]:
+    """Follow a listing to its end."""
+    after: str | None = ""
+    found: list[StoredObject] = []
+    while after is not None:
+        page = store.list_page(after, limit, prefix)
+        assert len(page.objects) <= limit
+        assert page.objects or page.next_after is None
+        found += page.objects
+        after = page.next_after
+    return found
+
+
+def test_store_round_trips(store: Store, tmp_path: Path) -> None:
+    """What was put or uploaded comes back byte for byte by read, range and download, with its true digest."""
+    data = os.urandom(3 << 20)
+    (tmp_path / "source").write_bytes(data)
+    store.put("a/put", data)
+    store.upload("a/upload", tmp_path / "source")
+    for key in ("a/put", "a/upload"):
+        assert store.read(key) == data
+        assert store.read_range(key, 1_000, 50) == data[1_000:1_050]
+        assert store.read_range(key, len(data) - 5, 50) == data[-5:]
+        download = store.download(key, tmp_path / "target")
+        assert (tmp_path / "target").read_bytes() == data
+        assert download.is_complete
+        assert (download.sha256, download.n_bytes) == (hashlib.sha256(data).hexdigest(), len(data))
+
+
+def test_store_keeps_empty_objects(store: Store, tmp_path: Path) -> None:
+    """An object of no bytes is an object; its head is empty."""
+    store.put("empty", b"")
+    seen: list[bytes] = []
+    download = store.download("empty", tmp_path / "t", accept=lambda head: not seen.append(head))  # type: ignore[func-returns-value]
+    assert (download.n_bytes, download.is_complete, seen) == (0, True, [b""])
+    assert [o.size_bytes for o in list_all(store)] == [0]
+
+
+@pytest.mark.parametrize("name", HOSTILE_KEYS)
+def test_store_keeps_or_refuses_hostile_keys(store: Store, name: str, tmp_path: Path) -> None:
+    """A hostile key is kept as it is, or refused as a fault of that object; it is never changed."""
+    key, is_folder = HOSTILE_KEYS[name], isinstance(store, LocalStore)
+    if name in (REFUSED_BY_FOLDERS if is_folder else REFUSED_BY_BUCKETS):
+        for call in (lambda: store.put(key, b"x"), lambda: store.head(key)):
+            with pytest.raises(ObjectError) as refused:
+                call()
+            assert refused.value.reason is Reason.POLICY
+        assert list_all(store) == []
+        return
+    etag = store.put(key, key.encode())
+    if not is_folder and name == "newline":
+        pytest.skip("moto does not match a newline in the path of a GET and answers 404")
+    assert store.read(key) == key.encode()
+    assert store.head(key).etag == etag
+    assert store.download(key, tmp_path / "t", etag=etag).stored.key == key
+    if not is_folder and name == "noncharacter":
+        assert [o.key for o in list_all(store)] == [key]
+    assert [(o.key, o.etag) for o in list_all(store)] == [(key, etag)]
+    assert [o.key for o in list_all(store, prefix=key[:-1])] == [key]
+    store.delete(key)
+    assert list_all(store) == []
+
+
+TREE = sorted(
+    [
+        "a",
+        "a-b",
+        "a.b",
+        "a0",
+        "aa/x",
+        "ab/",
+        "b/c/d",
+        "b/c-d",
+        "b/c.d/e",
+        "b/c0",
+        "b/é",
+        "b/～",
+        "b/😀",
+        "b-",
+        "b.c/d/e/f",
+        "~",
+        "A",
+    ],
+    key=str.encode,
+)
+
+
+@pytest.mark.parametrize("limit", range(1, 20))
+def test_listing_is_in_byte_order_in_pages_of_any_size(store: Store, limit: int) -> None:
+    """Pages of every size, put together, are all keys once, in the order of their UTF-8 bytes."""
+    keys = [key for key in TREE if not (isinstance(store, LocalStore) and key.endswith("/"))]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda key: store.put(key, b""), keys))
+    assert [o.key for o in list_all(store, limit)] == keys
+
+
+def test_listing_honours_after_and_prefix(store: Store) -> None:
+    """``after`` need not exist, and ``prefix`` is a prefix of keys, not a folder; both cut exactly."""
+    keys = [key for key in TREE if not key.endswith("/")]
+    for key in keys:
+        store.put(key, b"")
+    for cut in ["", "a", "a/", "aa", "b/c", "b/c/", "b/c/d", "b/c/z", "b/c0x", "b0", "é", "zzz"]:
+        assert [o.key for o in store.list_page(after=cut).objects] == [k for k in keys if k.encode() > cut.encode()]
+        assert [o.key for o in list_all(store, 2, prefix=cut)] == [k for k in keys if k.startswith(cut)]
+    both = [o.key for o in store.list_page(after="b/c.", prefix="b/c").objects]
+    assert both == [k for k in keys if k.startswith("b/c") and k > "b/c."]
+
+
+def test_etag_is_the_same_from_every_call(store: Store, tmp_path: Path) -> None:
+    """PUT, LIST, HEAD and GET name one version alike, and asking again changes nothing."""
+    etag = store.put("a/b", b"one")
+    listed = [o for _ in range(2) for o in list_all(store)]
+    described = store.head("a/b")
+    downloaded = store.download("a/b", tmp_path / "t", etag=etag).stored
+    assert {o.etag for o in (*listed, described, downloaded)} == {etag}
+    assert {o.size_bytes for o in (*listed, described, downloaded)} == {3}
+    assert described.modified_at.tzinfo is not None
+    assert abs((described.modified_at - listed[0].modified_at).total_seconds()) < 1
+
+
+def test_overwrite_changes_the_etag(store: Store, tmp_path: Path) -> None:
+    """Another content is another version; asking for the old one says that it changed and leaves no file."""
+    old = store.put("k", b"one")
+    new = store.put("k", b"two")
+    assert new != old
+    with pytest.raises(ObjectChangedError):
+        store.download("k", tmp_path / "t", etag=old)
+    assert not (tmp_path / "t").exists()
+    with pytest.raises(ObjectChangedError):
+        store.read_range("k", 0, 1, etag=old)
+    with pytest.raises(ObjectChangedError):
+        store.read_range("k", 3, 1)
+    assert store.read_range("k", 0, 1, etag=new) == b"t"
+
+
+def test_missing_objects_are_not_found(store: Store, tmp_path: Path) -> None:
+    """What is not there is said to be not there, by every reading call."""
+    store.put("a/b", b"")
+    for key in ("missing", "a", "a/b/c"):
+        for call in (
+            store.head,
+            store.read,
+            lambda k: store.download(k, tmp_path / "t"),
+            lambda k: store.read_range(k, 0, 1),
+        ):
+            with pytest.raises(ObjectNotFoundError):
+                call(key)
+    assert not (tmp_path / "t").exists()
+
+
+def test_accept_declines_after_the_head(store: Store, tmp_path: Path) -> None:
+    """``accept`` sees exactly the first 4,096 bytes; when it declines, nothing more is kept."""
+    data = os.urandom(5 << 20)
+    store.put("big", data)
+    seen: list[bytes] = []
+
+    def decline(head: bytes) -> bool:
+        seen.append(head)
+        return False
+
+    download = store.download("big", tmp_path / "t", accept=decline)
+    assert seen == [data[:HEAD_BYTES]]
+    assert (download.is_complete, download.sha256, download.n_bytes) == (False, None, HEAD_BYTES)
+    assert (tmp_path / "t").read_bytes() == data[:HEAD_BYTES]
+
+
+def test_delete_is_idempotent(store: Store) -> None:
+    """Deleting removes this key alone, and once more is no error."""
+    for key in ("a/b", "a/bc", "a"[:1] + "x/y/z"):
+        store.put(key, b"")
+    for _ in range(2):
+        store.delete("a/b")
+        store.delete("ax/y/z")
+    store.delete("a")
+    assert [o.key for o in list_all(store)] == ["a/bc"]
+
+
+def test_store_is_safe_from_eight_threads(store: Store) -> None:
+    """Eight threads that write, read and delete in the same folders neither fail nor see another's bytes."""
+
+    def work(number: int) -> None:
+        for turn in range(12):
+            key = f"shared/{turn % 3}/{number}"
+            store.put(key, f"{number}-{turn}".encode())
+            assert store.read(key) == f"{number}-{turn}".encode()
+            if turn % 2:
+                store.delete(key)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert len(list_all(store)) == 8 * 2  # the turns 9 and 11 deleted "0" and "2"; 10 left "1"; 8 was before 11
+    assert all(o.size_bytes for o in list_all(store))
+
+
+def test_readers_see_whole_objects_while_they_are_overwritten(store: Store) -> None:
+    """A reader beside a writer sees the old or the new object, never a part of one."""
+    store.put("k", b"0" * 100_000)
+
+    def write(number: int) -> None:
+        store.put("k", str(number).encode() * 100_000)
+
+    with ThreadPoolExecutor(2) as pool:
+        writes = pool.map(write, [n % 10 for n in range(30)])
+        for _ in range(30):
+            data = store.read("k")
+            assert len(data) == 100_000
+            assert len(set(data)) == 1
+        list(writes)
+
+
+def test_check_accepts_a_good_store(store: Store) -> None:
+    """A store that answers passes, and the check leaves no object."""
+    store.check(writes=True)
+    store.put("a", b"")
+    store.check(writes=True)
+    assert [o.key for o in list_all(store)] == ["a"]
+
+
+def test_local_ignores_what_is_no_file_below_it(folder: LocalStore, tmp_path: Path) -> None:
+    """Links (out, in, round in circles), pipes and staged files are neither listed nor read, written or deleted through."""
+    folder.put("a/real", b"x")
+    secret = tmp_path / "secrets"
+    secret.mkdir()
+    (secret / "key").write_bytes(b"secret")
+    (folder.folder / "out").symlink_to(secret)
+    (folder.folder / "out_file").symlink_to(secret / "key")
+    (folder.folder / "a/loop").symlink_to(folder.folder)
+    os.mkfifo(folder.folder / "pipe")
+    (folder.folder / STAGING_FOLDER / "left").write_bytes(b"half")
+    assert [o.key for o in list_all(folder)] == ["a/real"]
+    for key in ("out/key", "out_file", "a/loop/a/real", "pipe"):
+        with pytest.raises(ObjectNotFoundError):
+            folder.read(key)
+        folder.delete(key)
+    for key in ("out/new", f"{STAGING_FOLDER}/left"):
+        with pytest.raises(ObjectError):
+            folder.put(key, b"")
+    assert [p.name for p in secret.iterdir()] == ["key"]
+
+
+def test_local_counts_undecodable_names(folder: LocalStore) -> None:
+    """A name that is no UTF-8 has no key: skipped, counted once over all pages."""
+    for name in (b"a", b"b\xff", b"c", b"d\xfe/e", b"z"):
+        path = Path(os.fsdecode(os.fsencode(folder.folder) + b"/" + name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for limit in (1, 2, 3, 10):
+        after: str | None = ""
+        keys, n_skipped = [], 0
+        while after is not None:
+            page = folder.list_page(after, limit)
+            keys += [o.key for o in page.objects]
+            n_skipped += page.n_skipped
+            after = page.next_after
+        assert (keys, n_skipped) == (["a", "c", "z"], 2)
+
+
+def test_local_sees_an_overwrite_in_place_with_its_time_put_back(folder: LocalStore) -> None:
+    """Same size, same modification time, same inode: the change time tells."""
+    etag = folder.put("k", b"one")
+    path = folder.folder / "k"
+    before = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert folder.head("k").etag != etag
+
+
+def test_local_notices_a_file_that_grows_while_it_is_read(folder: LocalStore, tmp_path: Path) -> None:
+    """Bytes of two states are not handed out as one object."""
+    folder.put("k", b"x" * 10_000)
+
+    def append(_: bytes) -> bool:
+        with (folder.folder / "k").open("ab") as file:
+            file.write(b"y")
+        return True
+
+    with pytest.raises(ObjectChangedError):
+        folder.download("k", tmp_path / "t", accept=append)
+    assert not (tmp_path / "t").exists()
+
+
+def test_local_delete_prunes_empty_folders_up_to_the_root(folder: LocalStore) -> None:
+    """No empty folders stay behind, and the root stays."""
+    folder.put("a/b/c", b"")
+    folder.put("a/d", b"")
+    folder.delete("a/b/c")
+    assert not (folder.folder / "a/b").exists()
+    folder.delete("a/d")
+    assert [p.name for p in folder.folder.iterdir()] == [STAGING_FOLDER]
+
+
+def test_local_refuses_a_key_where_a_folder_stands(folder: LocalStore) -> None:
+    """A bucket can hold 'a' and 'a/b', a folder cannot, and says so about the one object."""
+    folder.put("a/b", b"")
+    for key in ("a", "a/b/c"):
+        with pytest.raises(ObjectError, match="both"):
+            folder.put(key, b"")
+    assert [p.name for p in (folder.folder / STAGING_FOLDER).iterdir()] == []
+
+
+def test_local_takes_a_missing_source_for_an_error_not_for_empty(tmp_path: Path) -> None:
+    """An unmounted disk must not look like a deleted collection; a lake may be new."""
+    source, lake = LocalStore(tmp_path / "x"), LocalStore(tmp_path / "x", create=True)
+    for call in (source.check, source.list_page, lambda: source.put("k", b"")):
+        with pytest.raises(ConfigError, match="mounted"):
+            call()
+    lake.check()
+    assert lake.list_page().objects == ()
+    assert not (tmp_path / "x").exists()
+
+
+def test_local_check_sweeps_what_killed_writers_left(folder: LocalStore) -> None:
+    """Leftovers older than a day go; younger ones may be another process's work."""
+    folder.put("k", b"")
+    for name, age in (("old", 90_000), ("young", 60)):
+        leftover = folder.folder / STAGING_FOLDER / name
+        leftover.touch()
+        os.utime(leftover, (leftover.stat().st_atime - age, leftover.stat().st_mtime - age))
+    folder.check(writes=True)
+    assert [p.name for p in (folder.folder / STAGING_FOLDER).iterdir()] == ["young"]
+
+
+def test_bucket_uploads_large_files_in_parts(bucket: S3Store, server_url: str, tmp_path: Path) -> None:
+    """Beyond one PUT a file goes up in parts, and its ETag is the one that HEAD tells."""
+    data = os.urandom(17 << 20)
+    (tmp_path / "source").write_bytes(data)
+    store = S3Store(bucket._client, bucket._bucket, "lake/", server_side_encryption="AES256", max_put_bytes=1 << 20)
+    etag = store.upload("big", tmp_path / "source")
+    assert etag.endswith("-3")  # moto names the number of parts: 8 MiB each
+    assert store.head("big").etag == etag
+    assert store.download("big", tmp_path / "t").sha256 == hashlib.sha256(data).hexdigest()
+    assert bucket._client.head_object(Bucket=bucket._bucket, Key="lake/big")["ServerSideEncryption"] == "AES256"
+
+
+def test_bucket_check_names_a_missing_bucket(bucket: S3Store) -> None:
+    """A wrong name is said at once, with what to correct."""
+    with pytest.raises(ConfigError, match=r"NoSuchBucket.*uri"):
+        S3Store(bucket._client, "no-such-bucket-here").check()

@@ -24,6 +24,7 @@ from mm_assets.vectors import (
     from_arrow,
     nearest,
     nearest_others,
+    parameters_of,
     rows_of,
     to_arrow,
 )
@@ -68,8 +69,10 @@ class Baseline:
         own = rows_of(as_vector_ids(item_ids, len(matrix)), self.vector_ids)
         # As many neighbours as the baseline's own rows have, so that the distances compare.
         k = min(self.n_neighbours, max(1, len(self.vector_ids) - 1))
-        distance = _kth_cosine_distance(nearest(matrix, self.vectors, k)[0])
-        distance[own >= 0] = self.distances[own[own >= 0]]
+        is_own = own >= 0
+        distance = np.empty(len(matrix), np.float32)
+        distance[is_own] = self.distances[own[is_own]]
+        distance[~is_own] = _kth_cosine_distance(nearest(matrix[~is_own], self.vectors, k)[0])
         below = np.searchsorted(self._ascending, distance, side="left")
         return distance, (below / max(1, len(self.distances))).astype(np.float32)
 
@@ -85,11 +88,12 @@ class Baseline:
     @classmethod
     def from_table(cls, table: pa.Table) -> "Baseline":
         """Undo ``to_table``, bit for bit."""
+        parameters = json.loads(parameters_of(table, _METADATA))
         return cls(
             vector_ids=table["vector_id"].to_numpy(),
             vectors=from_arrow(table["vector"]),
             distances=table["distance"].to_numpy(),
-            **json.loads(table.schema.metadata[_METADATA]),
+            **parameters,
         )
 
     @cached_property

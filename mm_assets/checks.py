@@ -5,14 +5,18 @@ Put here: one check per promise of ``schemas`` and of the index. Keep out: repai
 
 import dagster as dg
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mm_assets.assets.collection import judgement_tables, tables
+from mm_assets.errors import SchemaError
 from mm_assets.flows.generations import SPACES, load_index
 from mm_assets.flows.publishing import STATES, step_table
 from mm_assets.flows.workspace import Workspace
+from mm_assets.lake import RangeFile
 from mm_assets.resources.workspace import WorkspaceResource
-from mm_assets.schemas import JUDGEMENT_TABLES, TABLES, Table
-from mm_assets.vectors import UNIT_TOLERANCE, from_arrow
+from mm_assets.schemas import JUDGEMENT_TABLES, TABLES, Table, check_schema
+from mm_assets.vectors import UNIT_TOLERANCE, as_vector_ids, from_arrow
 
 
 def _tables_of(workspace: Workspace, *, judged: bool) -> list[Table]:
@@ -26,14 +30,19 @@ def wrong_schemas(workspace: Workspace, *, judged: bool) -> dict[str, str]:
     wrong = {}
     for table in _tables_of(workspace, judged=judged):
         for shard in workspace.lake.shards(table.name):
-            rows = workspace.lake.read_shard(table.name, shard)
-            if rows is None:
-                continue
-            dim = rows.schema.field("vector").type.list_size if table.has_vector else None
-            expected = table.published_schema(dim)
-            if [(f.name, f.type) for f in rows.schema] != [(f.name, f.type) for f in expected]:
-                wrong[f"{table.name} shard {shard}"] = f"expected {expected}, found {rows.schema}"
+            with RangeFile(workspace.lake.store, workspace.lake.shard_key(table.name, shard)) as file:
+                actual = pq.read_schema(file)
+            try:
+                check_schema(table.name, table.published_schema(_dim(actual)), actual)
+            except SchemaError as error:
+                wrong[f"{table.name} shard {shard}"] = str(error)
     return wrong
+
+
+def _dim(schema: pa.Schema) -> int:
+    """Length of the vectors; 0, which no table has, where there is no column of fixed-size vectors."""
+    index = schema.get_field_index("vector")
+    return schema.field(index).type.list_size if index >= 0 and pa.types.is_fixed_size_list(schema.types[index]) else 0
 
 
 def repeated_ids(workspace: Workspace, *, judged: bool) -> dict[str, int]:
@@ -67,9 +76,10 @@ def index_differences(workspace: Workspace) -> dict[str, str]:
     for space in SPACES.values():
         loaded = load_index(workspace, space)
         rows = workspace.lake.read_table(space.table, [space.item_column])
-        n_rows, n_indexed = rows.num_rows if rows is not None else 0, loaded[0].n_rows if loaded else 0
-        if n_rows != n_indexed:
-            wrong[space.name] = f"{n_rows} rows, {n_indexed} indexed"
+        live = set(as_vector_ids(rows[space.item_column].to_pylist()).tolist()) if rows is not None else set()
+        indexed = set(loaded[0].vector_ids.tolist()) if loaded else set()
+        if live != indexed:
+            wrong[space.name] = f"{len(live - indexed)} live rows not indexed, {len(indexed - live)} indexed not live"
     return wrong
 
 

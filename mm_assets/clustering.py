@@ -4,7 +4,7 @@ Put here: fitting clusters, assigning to them, their table. Keep out: matching c
 given by people, and where a model is stored.
 
 HDBSCAN: Campello, Moulavi, Sander (2013), "Density-based clustering based on hierarchical density estimates". The graph
-takes the place of all pairs: 20,000 × 64 vectors cost 3 core-seconds against 24 of the package (November 2026), with nearly
+takes the place of all pairs: 20,000 × 64 vectors cost 4 core-seconds against 24 of the package (November 2026), with nearly
 the same labels. The last two stages, single linkage and the condensed tree, are the package's own.
 """
 
@@ -28,6 +28,7 @@ from mm_assets.vectors import (
     from_arrow,
     nearest,
     nearest_others,
+    parameters_of,
     rows_of,
     to_arrow,
 )
@@ -89,9 +90,10 @@ class ClusterModel:
         """
         matrix = as_unit_vectors(vectors, self.vectors.shape[1])
         own = rows_of(as_vector_ids(item_ids, len(matrix)), self._vector_ids)
-        labels, strengths = self._assign_new(matrix)
         is_own = own >= 0
+        labels, strengths = _all_noise(len(matrix))
         labels[is_own], strengths[is_own] = self.labels[own[is_own]], self.strengths[own[is_own]]
+        labels[~is_own], strengths[~is_own] = self._assign_new(matrix[~is_own])
         return labels, strengths
 
     def to_table(self) -> pa.Table:
@@ -111,13 +113,14 @@ class ClusterModel:
     @classmethod
     def from_table(cls, table: pa.Table) -> "ClusterModel":
         """Undo ``to_table``, bit for bit."""
+        parameters = json.loads(parameters_of(table, _METADATA))
         return cls(
             item_ids=tuple(table["item_id"].to_pylist()),
             vectors=from_arrow(table["vector"]),
             labels=table["label"].to_numpy(),
             strengths=table["confidence"].to_numpy(),
             core_distances=table["core_distance"].to_numpy(),
-            **json.loads(table.schema.metadata[_METADATA]),
+            **parameters,
         )
 
     def _assign_new(self, matrix: Floats) -> tuple[Labels, Floats]:
@@ -143,13 +146,11 @@ class ClusterModel:
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
-        return tuple(self._name(label) for label in range(int(self.labels.max(initial=NOISE)) + 1))
-
-    def _name(self, label: int) -> str:
-        members = np.flatnonzero(self.labels == label)
-        vectors = self.vectors[members].astype(np.float64)
-        central = members[np.argmax(vectors @ vectors.mean(axis=0))]
-        return short_hash("cluster", self.item_ids[central])
+        members = np.flatnonzero(self.labels != NOISE)
+        if members.size == 0:
+            return ()
+        central = members[_central_rows(self.vectors[members], self.labels[members])]
+        return tuple(short_hash("cluster", self.item_ids[row]) for row in central)
 
     @cached_property
     def _radii(self) -> Floats:
@@ -224,7 +225,7 @@ def _spanning_tree(matrix: Floats, cores: Floats, n_neighbours: int, graph: tupl
     n_components, component = connected_components(_as_graph(tree, tree[:, 2], n), directed=False)
     if n_components == 1:
         return tree
-    central = _central_rows(matrix, component, n_components)
+    central = _central_rows(matrix, component)
     bridges = _spanning_tree(matrix[central], cores[central], n_neighbours)
     bridges[:, :2] = central[bridges[:, :2].astype(np.int64)]
     bridges[:, 2] = np.maximum(bridges[:, 2], tree[-1, 2])
@@ -259,11 +260,10 @@ def _as_graph(edges: Edges, weights: npt.NDArray[np.float64], n: int) -> Any:
     return csr_array((weights, edges[:, :2].astype(np.int32).T), shape=(n, n))
 
 
-def _central_rows(matrix: Floats, component: npt.NDArray[np.int32], n_components: int) -> Ids:
-    """Return for each component the row most similar to its mean."""
-    order = np.argsort(component, kind="stable")
-    starts = np.searchsorted(component[order], np.arange(n_components))
+def _central_rows(matrix: Floats, part: npt.NDArray[np.int32]) -> Ids:
+    """Return for each part, numbered from 0, the row most similar to its mean; the lower row among equals."""
+    order = np.argsort(part, kind="stable")
+    starts = np.searchsorted(part[order], np.arange(part.max() + 1))
     means = np.add.reduceat(matrix[order], starts, axis=0)
-    similarity = np.einsum("nd,nd->n", matrix, means[component])
-    by_component = np.lexsort((-similarity, component))
-    return by_component[starts].astype(np.int64)
+    similarity = np.einsum("nd,nd->n", matrix, means[part])
+    return np.lexsort((-similarity, part))[starts].astype(np.int64)

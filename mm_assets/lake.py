@@ -200,7 +200,8 @@ class RangeFile(io.RawIOBase):
     def __init__(self, store: Store, key: str) -> None:
         super().__init__()
         self._store, self._key, self._at = store, key, 0
-        self._size = store.head(key).size_bytes
+        stored = store.head(key)
+        self._size, self._etag = stored.size_bytes, stored.etag
 
     def readable(self) -> bool:
         """Always."""
@@ -227,7 +228,7 @@ class RangeFile(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """Fetch and return up to ``size`` bytes."""
         length = self._size - self._at if size is None or size < 0 else min(size, self._size - self._at)
-        data = self._store.read_range(self._key, self._at, length) if length > 0 else b""
+        data = self._store.read_range(self._key, self._at, length, etag=self._etag) if length > 0 else b""
         self._at += len(data)
         return data
 

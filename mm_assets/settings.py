@@ -7,7 +7,7 @@ other than the settings file itself. This is the only module that reads the envi
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
@@ -97,7 +97,6 @@ class SourceSettings(Location):
     min_object_bytes: int = Field(0, ge=0, description="smaller objects are skipped")
     max_object_bytes: int = Field(5 * 1024 * MIB, gt=0, description="larger objects are skipped as too_large")
     steps: tuple[str, ...] = Field(STEP_NAMES, description="steps to run on this source")
-    version_ids: bool = Field(False, description="key object versions by version id as well as ETag")
 
     @model_validator(mode="after")
     def _fill_and_check(self) -> "SourceSettings":
@@ -288,7 +287,7 @@ def load_settings(path: ConfigFile = None) -> Settings:
     return _anchor(settings, file.parent if file else Path.cwd())
 
 
-def _read_yaml(file: Path) -> dict[str, object]:
+def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:

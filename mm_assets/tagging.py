@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from mm_assets.errors import ConfigError, SchemaError
 from mm_assets.identity import short_hash
-from mm_assets.vectors import Floats, as_unit_vectors, from_arrow, to_arrow
+from mm_assets.vectors import Floats, as_unit_vectors, from_arrow, parameters_of, to_arrow
 
 MAX_CHARACTERS = 1 << 20
 _MAX_DEPTH = 16
@@ -179,7 +179,7 @@ class FrozenTaxonomy:
     @classmethod
     def from_table(cls, table: pa.Table) -> "FrozenTaxonomy":
         """Undo ``to_table``, bit for bit."""
-        return cls(Taxonomy.model_validate_json(table.schema.metadata[_METADATA]), from_arrow(table["vector"]))
+        return cls(Taxonomy.model_validate_json(parameters_of(table, _METADATA)), from_arrow(table["vector"]))
 
     def _is_given(self, similarity: Floats) -> Bools:
         limits = [group.threshold if tag.threshold is None else tag.threshold for group, tag in self.taxonomy.members()]

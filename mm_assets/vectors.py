@@ -22,7 +22,7 @@ _VECTORS = "vectors"  # the name in messages
 SEED = 20_011
 # Measured November 2026, 512 dimensions: all pairs of 30,000 rows cost 34 core-seconds, an inverted file 5 at recall 1.0.
 EXHAUSTIVE_ROWS = 10_000
-_PROBES = 32
+_PROBES = 16
 _TRAINING_ROWS_PER_LIST = 40
 _BLOCK_FLOATS = 1 << 23
 
@@ -95,6 +95,15 @@ def from_arrow(column: pa.ChunkedArray | pa.FixedSizeListArray) -> Floats:
     return np.concatenate([*parts, np.empty(0, np.float32)]).reshape(-1, column.type.list_size)
 
 
+def parameters_of(table: pa.Table, key: bytes) -> str:
+    """Return what a frozen model wrote into the metadata of its table's schema; SchemaError when it is not there."""
+    metadata = table.schema.metadata or {}
+    if key not in metadata:
+        raise SchemaError(_VECTORS, f"{key.decode()} in the schema's metadata", "none")
+    text: str = metadata[key].decode()
+    return text
+
+
 def nearest(queries: Floats, base: Floats, k: int) -> tuple[Floats, Ids]:
     """Return each query's k nearest rows of ``base``, exactly.
 
@@ -116,7 +125,7 @@ def nearest(queries: Floats, base: Floats, k: int) -> tuple[Floats, Ids]:
 def nearest_others(vectors: Floats, k: int) -> tuple[Floats, Ids]:
     """Return each row's k nearest other rows; an equal vector in another row is a neighbour, the row itself is not.
 
-    Exact up to 10,000 rows, above by an inverted file (recall .99 and more on embeddings, deterministic).
+    Exact up to 10,000 rows, above by an inverted file (recall .99 and more on grouped data, deterministic).
 
     Returns
     -------

@@ -27,13 +27,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Make a collection of media and the truth about it.")
     parser.add_argument("--out", type=Path, required=True, help="empty or new folder for the media")
-    parser.add_argument(
-        "--truth", type=Path, help="file for the truth; default: truth.json beside the folder"
-    )
+    parser.add_argument("--truth", type=Path, help="file for the truth; default: truth.json beside the folder")
     parser.add_argument("--profile", choices=tuple(PROFILES), default="demo", help="default: demo")
-    parser.add_argument(
-        "--seed", type=int, help="default: the profile's own; training used seeds below 500000"
-    )
+    parser.add_argument("--seed", type=int, help="default: the profile's own; training used seeds below 500000")
     parser.add_argument(
         "--exclude-sentences", type=Path, metavar="FILE", help="sentences that must not occur, one a line"
     )
@@ -56,9 +52,7 @@ def summarise(truth: CollectionTruth) -> str:
     speech_s = sum(part.end_s - part.start_s for item in truth.objects for part in item.speech)
     size_mb = sum(item.size_bytes for item in truth.objects) / 1e6
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    return (
-        f"{counts}: {size_mb:.1f} MB, {len(scenes)} scenes, {faces} faces, {speech_s / 60:.1f} min of speech"
-    )
+    return f"{counts}: {size_mb:.1f} MB, {len(scenes)} scenes, {faces} faces, {speech_s / 60:.1f} min of speech"
 
 
 def main() -> int:

@@ -30,7 +30,7 @@ def bucket_objects_sensor(context: dg.SensorEvaluationContext, workspace: Worksp
     """List for at most 40 s, plan at most 20 batches."""
     ends_at = time.monotonic() + _DEADLINE_S
     with workspace.open(check=False) as opened:
-        found = [_discover(opened, source.alias, ends_at, context) for source in opened.settings.sources]
+        found = _discover_all(opened, ends_at, context)
         free_lost_work(opened)
         requests = []
         for job, batches in plan_batches(opened, limit=_RUNS_PER_TICK).items():
@@ -42,12 +42,23 @@ def bucket_objects_sensor(context: dg.SensorEvaluationContext, workspace: Worksp
     return dg.SensorResult(run_requests=requests, skip_reason=None if requests else f"nothing to do ({listed})")
 
 
-def _discover(opened: Workspace, alias: str, ends_at: float, context: dg.SensorEvaluationContext) -> Discovery | None:
+def _discover_all(opened: Workspace, ends_at: float, context: dg.SensorEvaluationContext) -> list[Discovery | None]:
+    """Give each source its share of what is left of the time, so that a large one does not starve the others."""
+    sources = opened.settings.sources
+    return [
+        _discover(opened, source.alias, (ends_at - time.monotonic()) / (len(sources) - n), context)
+        for n, source in enumerate(sources)
+    ]
+
+
+def _discover(
+    opened: Workspace, alias: str, deadline_s: float, context: dg.SensorEvaluationContext
+) -> Discovery | None:
     """One source that fails must not stop the others."""
     try:
-        found = discover(opened, alias, deadline_s=max(0.0, ends_at - time.monotonic()))
+        found = discover(opened, alias, deadline_s=max(0.0, deadline_s))
     except MmAssetsError as error:
-        context.log.error("source %s cannot be listed: %s", alias, error)
+        context.log.error("source %s cannot be listed: %s", alias, error)  # noqa: TRY400  the message says what to do
         return None
     if found.alarm:
         context.log.error("%s", found.alarm)

@@ -17,6 +17,10 @@ Samples = NDArray[np.int16]
 
 RATE_HZ = 16_000
 _TICKS = 90_000  # divides all usual frame rates; the clock of MPEG
+_FAST_OPTIONS = {
+    "libx264": {"preset": "ultrafast", "crf": "23"},
+    "libvpx": {"deadline": "realtime", "cpu-used": "8", "b": "1M"},
+}
 
 
 def draw_frame(seed: int, time_s: float, width: int = 320, height: int = 180) -> Pixels:
@@ -64,7 +68,7 @@ class Clip:
         return [n / self.fps for n in range(round(sum(self.scenes) * self.fps))]
 
     def scene_of(self, time_s: float) -> int:
-        """Number of the scene that is on at this time."""
+        """Return the number of the scene that is on at this time."""
         return int(np.searchsorted(np.cumsum(self.scenes)[:-1], time_s + 1e-6, side="right"))
 
     @property
@@ -83,8 +87,7 @@ def write_clip(path: Path, clip: Clip, container: str | None = None) -> Path:
         video.width, video.height, video.pix_fmt = clip.width, clip.height, "yuv420p"
         clock = Fraction(1, _TICKS if clip.times_s is not None else clip.fps)
         video.codec_context.time_base = clock
-        if clip.codec == "libx264":
-            video.options = {"preset": "ultrafast", "crf": "23"}
+        video.options = _FAST_OPTIONS.get(clip.codec, {})
         if clip.rotation_deg:
             video.set_display_rotation(clip.rotation_deg)
         sound = out.add_stream("aac", rate=RATE_HZ, layout="mono") if clip.audio is not None else None

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,27 +31,25 @@ def make_client(endpoint_url: str) -> Any:
 @contextmanager
 def moto_server() -> Iterator[str]:
     """Run moto's server in a process of its own; yields its URL. Port 0 lets the kernel choose a free one."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-W", "ignore", "-c", _RUN_MOTO, "-H", "127.0.0.1", "-p", "0"],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
+    command = [sys.executable, "-u", "-W", "ignore", "-c", _RUN_MOTO, "-H", "127.0.0.1", "-p", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if started := _STARTED.search(line):
-                break
-        else:
-            raise RuntimeError("moto did not start:\n" + "".join(lines))
+        log: deque[str] = deque(maxlen=50)
+        url = next((found[1] for line in process.stderr if (found := _STARTED.search(_keep(log, line)))), None)
         # The pipe must be emptied, or the server blocks on its own log.
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield started[1]
-    finally:
-        process.terminate()
-        process.wait(10)
+        reader = threading.Thread(target=log.extend, args=(process.stderr,), daemon=True)
+        reader.start()
+        try:
+            assert url, "moto did not start:\n" + "".join(log)
+            yield url
+        finally:
+            process.terminate()
+            reader.join(10)
+
+
+def _keep(log: deque[str], line: str) -> str:
+    log.append(line)
+    return line
 
 
 @dataclass

@@ -6,14 +6,15 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from s3_server import make_client, moto_server
 
 from mm_assets.buckets.base import HEAD_BYTES, ObjectChangedError, ObjectNotFoundError, Store, StoredObject
-from mm_assets.buckets.local import STAGING_FOLDER, LocalStore
+from mm_assets.buckets.local import LocalStore
 from mm_assets.buckets.s3 import S3Store
 from mm_assets.errors import ConfigError, ObjectError, Reason
-from tests.s3_server import make_client, moto_server
 
 HOSTILE_KEYS = {
     "space": "k/a b.txt",
@@ -67,16 +68,16 @@ REFUSED_BY_BUCKETS = {"surrogate"}  # is no UTF-8
 
 
 @pytest.fixture(scope="session")
-def server_url() -> Iterator[str]:
-    """Run one S3 server for the whole session."""
+def client() -> Iterator[Any]:
+    """Run one S3 server for the whole session; a client of it, shared as workers share theirs."""
     with moto_server() as url:
-        yield url
+        yield make_client(url)
 
 
 @pytest.fixture
-def bucket(server_url: str) -> S3Store:
+def bucket(client: Any) -> S3Store:
     """Return a store in a new bucket, below a prefix, beside an object outside of it."""
-    client, name = make_client(server_url), f"b{uuid.uuid4().hex}"
+    name = f"b{uuid.uuid4().hex}"
     client.create_bucket(Bucket=name)
     client.put_object(Bucket=name, Key="outside", Body=b"")
     client.put_object(Bucket=name, Key="lake/", Body=b"")  # what consoles leave when somebody makes a "folder"
@@ -146,14 +147,12 @@ def test_store_keeps_or_refuses_hostile_keys(store: Store, name: str, tmp_path: 
             assert refused.value.reason is Reason.POLICY
         assert list_all(store) == []
         return
-    etag = store.put(key, key.encode())
     if not is_folder and name == "newline":
-        pytest.skip("moto does not match a newline in the path of a GET and answers 404")
+        pytest.skip("moto's routes do not match a newline and answer 404; test_buckets_s3 sends one to another server")
+    etag = store.put(key, key.encode())
     assert store.read(key) == key.encode()
     assert store.head(key).etag == etag
     assert store.download(key, tmp_path / "t", etag=etag).stored.key == key
-    if not is_folder and name == "noncharacter":
-        assert [o.key for o in list_all(store)] == [key]
     assert [(o.key, o.etag) for o in list_all(store)] == [(key, etag)]
     assert [o.key for o in list_all(store, prefix=key[:-1])] == [key]
     store.delete(key)
@@ -184,13 +183,13 @@ TREE = sorted(
 )
 
 
-@pytest.mark.parametrize("limit", range(1, 20))
-def test_listing_is_in_byte_order_in_pages_of_any_size(store: Store, limit: int) -> None:
+def test_listing_is_in_byte_order_in_pages_of_any_size(store: Store) -> None:
     """Pages of every size, put together, are all keys once, in the order of their UTF-8 bytes."""
     keys = [key for key in TREE if not (isinstance(store, LocalStore) and key.endswith("/"))]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda key: store.put(key, b""), keys))
-    assert [o.key for o in list_all(store, limit)] == keys
+    for limit in range(1, len(keys) + 2):
+        assert [o.key for o in list_all(store, limit)] == keys
 
 
 def test_listing_honours_after_and_prefix(store: Store) -> None:
@@ -287,8 +286,8 @@ def test_store_is_safe_from_eight_threads(store: Store) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
-    assert len(list_all(store)) == 8 * 2  # the turns 9 and 11 deleted "0" and "2"; 10 left "1"; 8 was before 11
-    assert all(o.size_bytes for o in list_all(store))
+    # Turns 9 and 11 deleted what lay below 0 and 2; turn 10 left what lies below 1.
+    assert [o.key for o in list_all(store)] == [f"shared/1/{number}" for number in range(8)]
 
 
 def test_readers_see_whole_objects_while_they_are_overwritten(store: Store) -> None:
@@ -315,124 +314,19 @@ def test_check_accepts_a_good_store(store: Store) -> None:
     assert [o.key for o in list_all(store)] == ["a"]
 
 
-def test_local_ignores_what_is_no_file_below_it(folder: LocalStore, tmp_path: Path) -> None:
-    """Links (out, in, round in circles), pipes and staged files are neither listed nor read, written or deleted through."""
-    folder.put("a/real", b"x")
-    secret = tmp_path / "secrets"
-    secret.mkdir()
-    (secret / "key").write_bytes(b"secret")
-    (folder.folder / "out").symlink_to(secret)
-    (folder.folder / "out_file").symlink_to(secret / "key")
-    (folder.folder / "a/loop").symlink_to(folder.folder)
-    os.mkfifo(folder.folder / "pipe")
-    (folder.folder / STAGING_FOLDER / "left").write_bytes(b"half")
-    assert [o.key for o in list_all(folder)] == ["a/real"]
-    for key in ("out/key", "out_file", "a/loop/a/real", "pipe"):
-        with pytest.raises(ObjectNotFoundError):
-            folder.read(key)
-        folder.delete(key)
-    for key in ("out/new", f"{STAGING_FOLDER}/left"):
-        with pytest.raises(ObjectError):
-            folder.put(key, b"")
-    assert [p.name for p in secret.iterdir()] == ["key"]
-
-
-def test_local_counts_undecodable_names(folder: LocalStore) -> None:
-    """A name that is no UTF-8 has no key: skipped, counted once over all pages."""
-    for name in (b"a", b"b\xff", b"c", b"d\xfe/e", b"z"):
-        path = Path(os.fsdecode(os.fsencode(folder.folder) + b"/" + name))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    for limit in (1, 2, 3, 10):
-        after: str | None = ""
-        keys, n_skipped = [], 0
-        while after is not None:
-            page = folder.list_page(after, limit)
-            keys += [o.key for o in page.objects]
-            n_skipped += page.n_skipped
-            after = page.next_after
-        assert (keys, n_skipped) == (["a", "c", "z"], 2)
-
-
-def test_local_sees_an_overwrite_in_place_with_its_time_put_back(folder: LocalStore) -> None:
-    """Same size, same modification time, same inode: the change time tells."""
-    etag = folder.put("k", b"one")
-    path = folder.folder / "k"
-    before = path.stat()
-    path.write_bytes(b"two")
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert path.stat().st_mtime_ns == before.st_mtime_ns
-    assert folder.head("k").etag != etag
-
-
-def test_local_notices_a_file_that_grows_while_it_is_read(folder: LocalStore, tmp_path: Path) -> None:
-    """Bytes of two states are not handed out as one object."""
-    folder.put("k", b"x" * 10_000)
-
-    def append(_: bytes) -> bool:
-        with (folder.folder / "k").open("ab") as file:
-            file.write(b"y")
-        return True
-
-    with pytest.raises(ObjectChangedError):
-        folder.download("k", tmp_path / "t", accept=append)
-    assert not (tmp_path / "t").exists()
-
-
-def test_local_delete_prunes_empty_folders_up_to_the_root(folder: LocalStore) -> None:
-    """No empty folders stay behind, and the root stays."""
-    folder.put("a/b/c", b"")
-    folder.put("a/d", b"")
-    folder.delete("a/b/c")
-    assert not (folder.folder / "a/b").exists()
-    folder.delete("a/d")
-    assert [p.name for p in folder.folder.iterdir()] == [STAGING_FOLDER]
-
-
-def test_local_refuses_a_key_where_a_folder_stands(folder: LocalStore) -> None:
-    """A bucket can hold 'a' and 'a/b', a folder cannot, and says so about the one object."""
-    folder.put("a/b", b"")
-    for key in ("a", "a/b/c"):
-        with pytest.raises(ObjectError, match="both"):
-            folder.put(key, b"")
-    assert [p.name for p in (folder.folder / STAGING_FOLDER).iterdir()] == []
-
-
-def test_local_takes_a_missing_source_for_an_error_not_for_empty(tmp_path: Path) -> None:
-    """An unmounted disk must not look like a deleted collection; a lake may be new."""
-    source, lake = LocalStore(tmp_path / "x"), LocalStore(tmp_path / "x", create=True)
-    for call in (source.check, source.list_page, lambda: source.put("k", b"")):
-        with pytest.raises(ConfigError, match="mounted"):
-            call()
-    lake.check()
-    assert lake.list_page().objects == ()
-    assert not (tmp_path / "x").exists()
-
-
-def test_local_check_sweeps_what_killed_writers_left(folder: LocalStore) -> None:
-    """Leftovers older than a day go; younger ones may be another process's work."""
-    folder.put("k", b"")
-    for name, age in (("old", 90_000), ("young", 60)):
-        leftover = folder.folder / STAGING_FOLDER / name
-        leftover.touch()
-        os.utime(leftover, (leftover.stat().st_atime - age, leftover.stat().st_mtime - age))
-    folder.check(writes=True)
-    assert [p.name for p in (folder.folder / STAGING_FOLDER).iterdir()] == ["young"]
-
-
-def test_bucket_uploads_large_files_in_parts(bucket: S3Store, server_url: str, tmp_path: Path) -> None:
+def test_bucket_uploads_large_files_in_parts(bucket: S3Store, client: Any, tmp_path: Path) -> None:
     """Beyond one PUT a file goes up in parts, and its ETag is the one that HEAD tells."""
     data = os.urandom(17 << 20)
     (tmp_path / "source").write_bytes(data)
-    store = S3Store(bucket._client, bucket._bucket, "lake/", server_side_encryption="AES256", max_put_bytes=1 << 20)
+    store = S3Store(client, bucket._bucket, "lake/", server_side_encryption="AES256", max_put_bytes=1 << 20)
     etag = store.upload("big", tmp_path / "source")
     assert etag.endswith("-3")  # moto names the number of parts: 8 MiB each
     assert store.head("big").etag == etag
     assert store.download("big", tmp_path / "t").sha256 == hashlib.sha256(data).hexdigest()
-    assert bucket._client.head_object(Bucket=bucket._bucket, Key="lake/big")["ServerSideEncryption"] == "AES256"
+    assert client.head_object(Bucket=bucket._bucket, Key="lake/big")["ServerSideEncryption"] == "AES256"
 
 
-def test_bucket_check_names_a_missing_bucket(bucket: S3Store) -> None:
+def test_bucket_check_names_a_missing_bucket(client: Any) -> None:
     """A wrong name is said at once, with what to correct."""
     with pytest.raises(ConfigError, match=r"NoSuchBucket.*uri"):
-        S3Store(bucket._client, "no-such-bucket-here").check()
+        S3Store(client, "no-such-bucket-here").check()

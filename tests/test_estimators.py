@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vector_factory import grouped, names
 
 from mm_assets.anomalies import Baseline, fit_baseline
 from mm_assets.clustering import ClusterModel, fit_clusters
 from mm_assets.errors import SchemaError
 from mm_assets.indexing import VectorIndex, build_index
+from mm_assets.vectors import Floats, to_arrow
 
 DIM = 8
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -32,16 +34,19 @@ class Case:
 
 
 def to_parquet(model: Any) -> bytes:
+    """Write a model's table, in small row groups so that columns come back in chunks."""
     sink = io.BytesIO()
     pq.write_table(model.to_table(), sink, row_group_size=7)
     return sink.getvalue()
 
 
 def from_parquet(kind: Any) -> Callable[[bytes, Any], Any]:
+    """Undo ``to_parquet`` for one class."""
     return lambda data, _: kind.from_table(pq.read_table(pa.BufferReader(data)))
 
 
 def index_case(exact_rows: int) -> Case:
+    """Describe an index that is exact up to so many rows."""
     return Case(
         fit=lambda ids, matrix: build_index(ids, matrix, exact_rows=exact_rows, min_recall=0.5),
         ask=lambda index, _, matrix: index.search(matrix, 3),
@@ -69,20 +74,13 @@ CASES = {
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def planted(n: int, seed: int = 0) -> np.ndarray:
-    """Four groups and a tenth of strangers."""
-    random = np.random.default_rng(seed)
-    centres = np.eye(DIM)[:4]
-    matrix = centres[random.integers(0, 4, n)] + 0.15 * random.normal(size=(n, DIM))
-    matrix[::10] = random.normal(size=matrix[::10].shape)
-    return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
-
-
-def names(n: int) -> list[str]:
-    return [f"item-{i:04d}" for i in range(n)]
+def planted(n: int, seed: int = 0) -> Floats:
+    """Draw four groups and some strangers."""
+    return grouped(n, DIM, 4, seed=seed, has_strangers=True)[0]
 
 
 def assert_same(left: Arrays, right: Arrays) -> None:
+    """Compare both arrays of an answer."""
     for one, other in zip(left, right, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -156,6 +154,14 @@ def test_store_round_trips(case: Case) -> None:
         assert_same(case.ask(model, ids, matrix), case.ask(restored, ids, matrix))
 
 
+def test_restore_refuses_what_was_not_stored(case: Case) -> None:
+    """A table without the model's parameters, or bytes of something else, is a SchemaError."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"vector": to_arrow(planted(3))}), sink)
+    with pytest.raises(SchemaError, match=r"metadata|unreadable"):
+        case.restore(sink.getvalue(), case.fit(names(3), planted(3)))
+
+
 def test_inputs_are_never_written(case: Case) -> None:
     """Read-only arrays are enough, and hold the same afterwards."""
     matrix = planted(100)
@@ -167,8 +173,8 @@ def test_inputs_are_never_written(case: Case) -> None:
 
 def test_fit_refuses_an_id_twice(case: Case) -> None:
     """Two vectors of one id would make every join ambiguous."""
-    with pytest.raises(SchemaError, match="'item-0001' 2 times"):
-        case.fit(["item-0000", "item-0001", "item-0001"], planted(3))
+    with pytest.raises(SchemaError, match="'item-1' 2 times"):
+        case.fit(["item-0", "item-1", "item-1"], planted(3))
 
 
 def test_refuses_vectors_that_are_not_unit(case: Case) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vector_factory import grouped, names, unit
 
 from mm_assets.errors import ConfigError, SchemaError
 from mm_assets.identity import vector_id
@@ -13,26 +14,10 @@ from mm_assets.vectors import Floats, Ids, as_vector_ids
 HALF_PRECISION = 2e-3  # error of a cosine between codes of half precision, with room
 
 
-def unit(matrix: np.ndarray) -> Floats:
-    return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
-
-
-def grouped(n: int, dim: int, n_groups: int, seed: int = 0) -> tuple[Floats, np.ndarray]:
-    """Vectors in groups, and each one's group."""
-    random = np.random.default_rng(seed)
-    groups = random.integers(0, n_groups, n)
-    centres = unit(random.normal(size=(n_groups, dim)))
-    return unit(centres[groups] + 0.6 * random.normal(size=(n, dim)) / np.sqrt(dim)), groups
-
-
-def names(n: int) -> list[str]:
-    return [f"item-{i}" for i in range(n)]
-
-
 @pytest.fixture(scope="module")
 def large() -> tuple[VectorIndex, Floats, Ids, np.ndarray]:
-    """An inverted file over 20,000 × 64."""
-    matrix, groups = grouped(20_000, 64, 300)
+    """Build an inverted file over 20,000 × 64."""
+    matrix, groups = grouped(20_000, 64, 300, spread=0.6)
     index = build_index(names(20_000), matrix, exact_rows=10_000, min_recall=0.95)
     return index, matrix, as_vector_ids(names(20_000)), groups
 
@@ -55,7 +40,7 @@ def test_build_index_is_exact_up_to_the_limit() -> None:
 @given(n=st.integers(1, 60), k=st.integers(1, 80), share=st.floats(0, 1), seed=st.integers(0, 999))
 def test_exact_search_equals_sorting_all_that_are_allowed(n: int, k: int, share: float, seed: int) -> None:
     """Answers are the allowed vectors in order of cosine, padded with -1 where there are no more."""
-    matrix, _ = grouped(n, 12, 3, seed)
+    matrix, _ = grouped(n, 12, 3, seed=seed)
     random = np.random.default_rng(seed)
     ids, is_allowed = as_vector_ids(names(n)), random.random(n) < share
     index = build_index(names(n), matrix, exact_rows=n, min_recall=1.0)
@@ -73,9 +58,9 @@ def test_exact_search_equals_sorting_all_that_are_allowed(n: int, k: int, share:
 def test_inverted_file_reaches_its_recall_on_other_queries(
     large: tuple[VectorIndex, Floats, Ids, np.ndarray],
 ) -> None:
-    """Recall@10 is .95 and more against all rows, on queries that the build has not seen."""
+    """Recall is .95 and more against all rows: for 10 answers and for 100."""
     index, matrix, _, _ = large
-    queries, _ = grouped(300, 64, 300, seed=77)
+    queries, _ = grouped(300, 64, 300, spread=0.6, seed=77)
     assert index.kind == "ivf"
     assert index.recall >= 0.95
     similarity, _ = index.search(queries, 10)
@@ -102,7 +87,7 @@ def test_inverted_file_filters_inside_the_search(
     random = np.random.default_rng(3)
     order = np.argsort(random.random(300)[groups], kind="stable") if is_correlated else random.permutation(20_000)
     rows = order[: int(20_000 * share)]
-    queries, _ = grouped(100, 64, 300, seed=78)
+    queries, _ = grouped(100, 64, 300, spread=0.6, seed=78)
     similarity, found = index.search(queries, 10, ids[rows])
     assert np.isin(found, ids[rows]).all()
     assert shares_found(similarity, queries, matrix[rows]) >= 0.95
@@ -121,6 +106,19 @@ def test_search_ignores_allowed_ids_that_it_does_not_hold(
     assert (index.search(matrix[:2], 5, np.empty(0, np.int64))[1] == -1).all()
 
 
+def test_inverted_file_finds_answers_on_the_far_side() -> None:
+    """A filter that leaves only what is opposite to the query, in lists that it would not visit, still has k answers."""
+    random = np.random.default_rng(0)
+    side = np.repeat([[1.0], [-1.0]], 2_000, axis=0) * np.eye(16)[:1]
+    matrix = unit(side + 0.1 * random.normal(size=(4_000, 16)))
+    index = build_index(names(4_000), matrix, exact_rows=0, min_recall=0.1)
+    allowed = as_vector_ids(names(4_000))[2_000:]
+    assert index.parameters["n_probes"] < index.parameters["n_lists"] / 10
+    similarity, found = index.search(matrix[:50], 10, allowed)
+    assert np.isin(found, allowed).all()
+    assert shares_found(similarity, matrix[:50], matrix[2_000:]) == 1.0
+
+
 def test_build_index_visits_more_lists_until_recall_is_reached() -> None:
     """Data without groups, where lists say little, take more lists than the first try."""
     matrix = unit(np.random.default_rng(0).normal(size=(6_000, 48)))
@@ -131,11 +129,11 @@ def test_build_index_visits_more_lists_until_recall_is_reached() -> None:
 
 
 def test_build_index_refuses_to_return_an_index_below_the_bar() -> None:
-    """Vectors nearer to each other than half precision can tell: the error names both settings that help."""
+    """Vectors nearer to each other than half precision can tell: the error names the settings that help."""
     random = np.random.default_rng(0)
-    matrix = unit(np.eye(16)[:1] + 0.01 * random.normal(size=(3_000, 16)))
-    with pytest.raises(ConfigError, match=r"refresh\.exact_index_rows.*refresh\.min_recall"):
-        build_index(names(3_000), matrix, exact_rows=0, min_recall=1.0)
+    matrix = unit(np.repeat([[1.0], [-1.0]], 38, axis=0) * np.eye(8)[:1] + 0.01 * random.normal(size=(76, 8)))
+    with pytest.raises(ConfigError, match=r"refresh\.exact_index_rows to 76 .*lower refresh\.min_recall"):
+        build_index(names(76), matrix, exact_rows=0, min_recall=1.0)
 
 
 @pytest.mark.parametrize("exact_rows", [0, 10_000])

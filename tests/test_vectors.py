@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vector_factory import grouped, unit
 
 from mm_assets import vectors
 from mm_assets.errors import SchemaError
@@ -12,8 +13,8 @@ from mm_assets.identity import vector_id
 
 
 def random_units(n: int, dim: int, seed: int = 0) -> vectors.Floats:
-    matrix = np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
-    return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+    """Draw directions without any groups."""
+    return unit(np.random.default_rng(seed).normal(size=(n, dim)))
 
 
 @pytest.mark.parametrize(
@@ -122,9 +123,7 @@ def test_nearest_others_leaves_out_the_row_and_not_its_copies() -> None:
 def test_nearest_others_agrees_with_all_pairs_above_the_exhaustive_size() -> None:
     """The inverted file misses less than one neighbour in a hundred on clustered data."""
     n = vectors.EXHAUSTIVE_ROWS + 1
-    random = np.random.default_rng(5)
-    matrix = random_units(200, 32)[random.integers(0, 200, n)] + 0.1 * random.normal(size=(n, 32)).astype(np.float32)
-    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+    matrix, _ = grouped(n, 32, 200)
     distance, rows = vectors.nearest_others(matrix, 5)
     truth = vectors.nearest(matrix[:300], matrix, 6)[0][:, 1:]
     assert (np.abs(distance[:300] - truth) < 1e-6).mean() > 0.99

@@ -5,7 +5,7 @@ refreshed together by ``refresh_job`` and never in one job with per-object asset
 lies downstream in the same run would be skipped and the run still be green.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import dagster as dg
@@ -14,23 +14,19 @@ from mm_assets.extractors.registry import known_steps
 from mm_assets.flows import publishing, refreshing
 from mm_assets.flows.generations import SPACES
 from mm_assets.flows.recipes import DECODING_STEPS
+from mm_assets.flows.workspace import Workspace
 from mm_assets.resources.workspace import WorkspaceResource
 
 OWNERS = ["team:mm-assets"]
 _FEATURES = [*DECODING_STEPS, *known_steps()]
 
 
-def _declare(description: str, *, group: str, kinds: set[str], deps: list[Any]) -> Mapping[str, Any]:
-    return {"description": description, "group_name": group, "kinds": kinds, "owners": OWNERS, "deps": deps}
-
-
 @dg.asset(
-    **_declare(
-        "The tables that analysts read, a shard at a time: only shards whose results changed are written again.",
-        group="tables",
-        kinds={"parquet"},
-        deps=_FEATURES,
-    ),
+    description="The tables that analysts read, a shard at a time: only shards whose results changed are written again.",
+    group_name="tables",
+    kinds={"parquet"},
+    owners=OWNERS,
+    deps=_FEATURES,
     pool="publish",
 )
 def tables(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -52,25 +48,33 @@ def _published_metadata(published: publishing.Published, uri: str) -> dict[str, 
     }
 
 
-def _built_metadata(built: refreshing.Built) -> dict[str, Any]:
+def _build(
+    workspace: WorkspaceResource, step: str, build: Callable[[Workspace], refreshing.Built]
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """Build a generation from a step's table; where no source asks for the step, there is nothing to build."""
+    with workspace.open() as opened:
+        if step not in opened.recipes:
+            return dg.MaterializeResult(metadata={"nothing_built": f"no source asks for {step}"})
+        built = build(opened)
     facts = {key: value for key, value in built.manifest.items() if isinstance(value, int | float | str)}
-    return {"dagster/row_count": int(built.manifest["n_rows"]), "is_new": built.is_new, **facts}
+    metadata = {"dagster/row_count": int(built.manifest["n_rows"]), "is_new": built.is_new, **facts}
+    return dg.MaterializeResult(metadata=metadata)
 
 
 def _build_index_asset(space: str) -> dg.AssetsDefinition:
     @dg.asset(
         key=["vector_index", space],
-        **_declare(
-            f"FAISS index of the {space} space, with its own measured recall; an immutable generation.",
-            group="indexes",
-            kinds={"faiss"},
-            deps=[tables],
-        ),
+        description=f"FAISS index of the {space} space, with its own measured recall; an immutable generation.",
+        group_name="indexes",
+        kinds={"faiss"},
+        owners=OWNERS,
+        deps=[tables],
         pool="publish",
     )
     def vector_index(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        with workspace.open() as opened:
-            return dg.MaterializeResult(metadata=_built_metadata(refreshing.build_vector_index(opened, SPACES[space])))
+        return _build(
+            workspace, SPACES[space].table, lambda opened: refreshing.build_vector_index(opened, SPACES[space])
+        )
 
     return vector_index
 
@@ -79,57 +83,50 @@ VECTOR_INDEXES = [_build_index_asset(space) for space in SPACES]
 
 
 @dg.asset(
-    **_declare(
-        "HDBSCAN clusters of the visual space on a FAISS graph of neighbours, frozen; an immutable generation.",
-        group="clusters",
-        kinds={"hdbscan", "faiss"},
-        deps=[tables],
-    ),
+    description="HDBSCAN clusters of the visual space on a FAISS graph of neighbours, frozen; an immutable generation.",
+    group_name="clusters",
+    kinds={"hdbscan", "faiss"},
+    owners=OWNERS,
+    deps=[tables],
     pool="publish",
 )
 def cluster_model(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """One model for the visual space; made from visual_embeddings; refreshed with the tables."""
-    with workspace.open() as opened:
-        return dg.MaterializeResult(metadata=_built_metadata(refreshing.build_cluster_model(opened)))
+    return _build(workspace, SPACES["visual"].table, refreshing.build_cluster_model)
 
 
 @dg.asset(
-    **_declare(
-        "Distances in the visual space against which new objects are scored, frozen; an immutable generation.",
-        group="anomalies",
-        kinds={"faiss"},
-        deps=[tables],
-    ),
+    description="Distances in the visual space against which new objects are scored, frozen; an immutable generation.",
+    group_name="anomalies",
+    kinds={"faiss"},
+    owners=OWNERS,
+    deps=[tables],
     pool="publish",
 )
 def anomaly_baseline(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """One baseline for the visual space; made from visual_embeddings; refreshed with the tables."""
-    with workspace.open() as opened:
-        return dg.MaterializeResult(metadata=_built_metadata(refreshing.build_anomaly_baseline(opened)))
+    return _build(workspace, SPACES["visual"].table, refreshing.build_anomaly_baseline)
 
 
 @dg.asset(
-    **_declare(
-        "The taxonomy's prompts as vectors; edit the file and refresh to tag anew, without any model run on the media.",
-        group="tags",
-        kinds={"yaml"},
-        deps=[],
-    ),
+    description="The taxonomy's prompts as vectors; edit the file and refresh to tag anew, without any model run on the media.",
+    group_name="tags",
+    kinds={"yaml"},
+    owners=OWNERS,
+    deps=[],
     pool="publish",
 )
 def taxonomy(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """One row per tag; made from the taxonomy file and the text side of the visual model."""
-    with workspace.open() as opened:
-        return dg.MaterializeResult(metadata=_built_metadata(refreshing.freeze_taxonomy(opened)))
+    return _build(workspace, SPACES["visual"].table, refreshing.freeze_taxonomy)
 
 
 @dg.asset(
-    **_declare(
-        "Tags, cluster assignments, anomaly scores and index membership of every live vector, derived shard by shard.",
-        group="tables",
-        kinds={"parquet"},
-        deps=[tables, *VECTOR_INDEXES, cluster_model, anomaly_baseline, taxonomy],
-    ),
+    description="Tags, cluster assignments, anomaly scores and index membership of every live vector, derived shard by shard.",
+    group_name="tables",
+    kinds={"parquet"},
+    owners=OWNERS,
+    deps=[tables, *VECTOR_INDEXES, cluster_model, anomaly_baseline, taxonomy],
     pool="publish",
 )
 def judgement_tables(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -141,12 +138,11 @@ def judgement_tables(workspace: WorkspaceResource) -> dg.MaterializeResult:  # t
 
 
 @dg.asset(
-    **_declare(
-        "What there is, what is done, what failed and why.",
-        group="reports",
-        kinds={"parquet"},
-        deps=[judgement_tables],
-    )
+    description="What there is, what is done, what failed and why.",
+    group_name="reports",
+    kinds={"parquet"},
+    owners=OWNERS,
+    deps=[judgement_tables],
 )
 def scan_report(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """One row per source, step, state and reason; refreshed with the tables."""

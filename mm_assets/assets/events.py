@@ -4,7 +4,8 @@ Put here: materializations with row counts and version tags, observations of fai
 (they would be stored once per object in Dagster's database), and the truth about tries, which is the ledger's.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 
 import dagster as dg
 
@@ -16,7 +17,7 @@ from mm_assets.identity import short_hash
 
 
 def object_events(
-    workspace: Workspace, end: ObjectEnd, selected: Set[str]
+    workspace: Workspace, end: ObjectEnd, selected: AbstractSet[str]
 ) -> Iterator[dg.AssetMaterialization | dg.AssetObservation]:
     """Yield the events of one object version, for the selected assets."""
     key = end.claim.known.partition_key

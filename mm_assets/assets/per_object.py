@@ -7,7 +7,7 @@ failure shows red on that partition alone) and *backfill* (a range of partitions
 yields AssetMaterialization for each result after it is durable, and never an Output, which would mark a whole range.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
 from pydantic import Field
@@ -15,15 +15,18 @@ from pydantic import Field
 from mm_assets.assets.collection import COLLECTION_KEYS
 from mm_assets.assets.events import object_events
 from mm_assets.extractors.registry import extractor_class, known_steps
+from mm_assets.flows.judging import Judge
 from mm_assets.flows.processing import ObjectEnd, new_owner, process, process_batch
 from mm_assets.flows.recipes import DECODING_CODE_VERSIONS, DECODING_STEPS, upstream
 from mm_assets.flows.workspace import Workspace
+from mm_assets.ledger import Claim, KnownObject
 from mm_assets.partitions import OBJECTS
 from mm_assets.resources.workspace import WorkspaceResource
 from mm_assets.schemas import JUDGEMENT_TABLES, TABLES
 
 OWNERS = ["team:mm-assets"]
 _BACKFILL_OBJECTS = 128
+_JUDGED_STEP = "visual_embeddings"
 _JUDGED_FROM = {
     "indexed_vectors": ("visual_embeddings", "faces", "vector_index/visual", "vector_index/face"),
     "tags": ("visual_embeddings", "taxonomy"),
@@ -98,16 +101,16 @@ def process_objects(
     if failures:
         context.log.warning("%s steps failed: %s", len(failures), failures)
     if failures and (context.has_partition_key or not config.batch_id):
-        raise dg.Failure(
-            f"{len(failures)} steps failed", metadata={"failures": dg.MetadataValue.json(failures)}, allow_retries=False
-        )
+        msg = f"{len(failures)} steps failed"
+        raise dg.Failure(msg, metadata={"failures": dg.MetadataValue.json(failures)}, allow_retries=False)
 
 
 def _ends(
     opened: Workspace, context: dg.AssetExecutionContext, config: BatchConfig, selected: set[str]
 ) -> Iterator[ObjectEnd]:
     if config.batch_id:
-        return process_batch(opened, config.batch_id)
+        yield from process_batch(opened, config.batch_id)
+        return
     known = opened.ledger.objects.by_partition_keys(list(context.partition_keys))
     if not known:
         msg = "none of these partitions is known to the ledger; run `mm ingest` or wait for the bucket sensor"
@@ -115,10 +118,24 @@ def _ends(
     for alias in {item.version.alias for item in known}:
         opened.ledger.work.want(alias, opened.recipes_of(alias))
     recipes = {step: recipe for step, recipe in opened.recipes.items() if step in selected}
-    owner = new_owner()
-    ids = [item.object_id for item in known]
-    claims = opened.ledger.work.claim_objects(ids, recipes, owner, lease_s=opened.settings.runs.lease_s)
-    return process(opened, claims, owner, context.run.run_id)
+    if recipes:
+        owner, ids = new_owner(), [item.object_id for item in known]
+        claims = opened.ledger.work.claim_objects(ids, recipes, owner, lease_s=opened.settings.runs.lease_s)
+        yield from process(opened, claims, owner, context.run.run_id)
+    if _JUDGED_STEP not in selected and selected & set(JUDGEMENT_TABLES):
+        yield from _judge_kept(opened, known, context.run.run_id)
+
+
+def _judge_kept(opened: Workspace, known: Sequence[KnownObject], batch_id: str) -> Iterator[ObjectEnd]:
+    """Judge vectors of earlier runs against what is frozen now: for a selection of judgements without their step."""
+    recipe, names = opened.recipes.get(_JUDGED_STEP, ""), [column.name for column in TABLES[_JUDGED_STEP].columns]
+    kept = opened.lake.read_results(_JUDGED_STEP, [(recipe, item.object_id) for item in known], names)
+    vectors = {item.object_id: rows for item, rows in zip(known, kept, strict=True) if rows is not None}
+    judge = Judge(opened, batch_id)
+    judged = judge.judge(vectors)
+    judge.write()
+    for item in known:
+        yield ObjectEnd(Claim(item, {}, {}, {}), (), judged.get(item.object_id, {}))
 
 
 assert set(COLLECTION_KEYS) >= {key for names in _JUDGED_FROM.values() for key in names if key not in STEPS}  # noqa: S101  a misspelt dependency would become an external asset

@@ -87,7 +87,7 @@ class Store(Protocol):
         ...
 
     def list_page(self, after: str = "", limit: int = 1_000, prefix: str = "") -> Page:
-        """List objects whose key starts with ``prefix`` and comes after ``after``."""
+        """List objects whose key starts with ``prefix`` and comes after ``after``; fewer than ``limit`` is not the end."""
         ...
 
     def head(self, key: str) -> StoredObject:

@@ -34,7 +34,7 @@ from mm_assets.identity import normalize_etag, short_hash
 STAGING_FOLDER = ".mm_assets_tmp"
 _STALE_STAGING_S = 86_400
 _MAX_RENAMES = 100
-_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}  # the last one: a socket
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _INEXPRESSIBLE = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}
 _IN_THE_WAY = {errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY}
@@ -159,10 +159,12 @@ class LocalStore:
         self._refuse_links(path)
         # O_NONBLOCK: opening a pipe would wait for its other end.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ObjectNotFoundError(self.uri)
-            yield file
+            yield os.fdopen(descriptor, "rb", buffering=0, closefd=False)
+        finally:
+            os.close(descriptor)
 
     def _write(self, key: str, fill: Callable[[BinaryIO], object]) -> str:
         path = self._path(key)
@@ -253,7 +255,7 @@ class LocalStore:
             return ObjectError(
                 Reason.POLICY, f"{what}; the file system cannot hold this key, store it under a shorter one"
             )
-        if not self.folder.is_dir():
+        if not self.folder.is_dir() and not (self._create and not self.folder.exists()):
             return ConfigError(f"{self.uri} is not a folder; is the disk mounted? Correct `uri`, or make the folder")
         if is_write and error.errno in _IN_THE_WAY:
             return ObjectError(Reason.POLICY, f"{what}; a folder cannot hold both 'a' and 'a/b', rename one of them")

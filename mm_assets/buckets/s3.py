@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, suppress
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mm_assets.buckets.base import Download, ObjectChangedError, ObjectNotFoundError, Page, StoredObject
@@ -84,7 +85,7 @@ class S3Store:
         client = self._client
         try:
             with suppress(UnreadableListingError):  # it answers, and listing steps over the entry
-                self._call("list", None, client.list_objects_v2, {"Prefix": self._prefix, "MaxKeys": 1}, quick)
+                self._list_once("", 1, {}, quick)
             if writes:
                 begun = self._call("write", _CHECK_KEY, client.create_multipart_upload, self._encryption, quick)
                 ended = {"UploadId": begun["UploadId"]}
@@ -113,7 +114,7 @@ class S3Store:
             objects = tuple(
                 _to_stored(entry, self._prefix) for entry in answer.get("Contents", []) if entry["Key"] != self._prefix
             )
-            is_last = not answer.get("IsTruncated")
+            is_last = not answer["IsTruncated"]
             if objects or is_last:
                 return Page(objects, None if is_last else self._next_after(objects, after), n_skipped)
             start = self._go_on(answer, start)
@@ -184,17 +185,17 @@ class S3Store:
     def delete(self, key: str) -> None:
         """DELETE one object; a versioned bucket (Backblaze B2 always) hides it and keeps the old version."""
         with suppress(ObjectNotFoundError):
-            self._call("delete", key, self._client.delete_object)
+            self._call("delete", key, self._client.delete_object, {})
 
     def _get(
         self,
         key: str,
         use: Callable[[StoredObject, "GetObjectOutputTypeDef"], T],
-        arguments: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> T:
         def attempt() -> T:
             with self._translated("read", key):
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **(arguments or {}))
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **arguments)
                 with closing(answer["Body"]):  # closing early drops the connection, and with it the rest of the body
                     return use(_to_described(key, answer), answer)
 
@@ -213,9 +214,20 @@ class S3Store:
         self._retry.run(attempt)
         return self.head(key).etag  # some services complete an upload in parts without telling its ETag
 
-    def _list_once(self, prefix: str, n_keys: int, start: Position) -> "ListObjectsV2OutputTypeDef":
-        asked = {"Prefix": self._prefix + prefix, "MaxKeys": n_keys, **start}
-        return self._call("list", None, self._client.list_objects_v2, asked)
+    def _list_once(
+        self, prefix: str, n_keys: int, start: Position, retry: Retry | None = None
+    ) -> "ListObjectsV2OutputTypeDef":
+        asked: dict[str, Any] = {"Prefix": self._prefix + prefix, "MaxKeys": n_keys, **start}
+
+        def attempt() -> "ListObjectsV2OutputTypeDef":
+            with self._translated("list", None):
+                answer = self._client.list_objects_v2(Bucket=self._bucket, **asked)
+            if "IsTruncated" not in answer:  # any XML at all parses as an empty page
+                msg = f"{self.uri}: the answer is no listing; is a proxy answering for the service?"
+                raise TransientError(msg)
+            return answer
+
+        return (retry or self._retry).run(attempt)
 
     def _next_after(self, objects: tuple[StoredObject, ...], after: str) -> str:
         if objects[-1].key.encode() <= after.encode():
@@ -238,18 +250,11 @@ class S3Store:
         return {"ContentMD5": base64.b64encode(md5).decode("ascii"), **self._encryption}
 
     def _call(
-        self,
-        verb: str,
-        key: str | None,
-        operation: Callable[..., T],
-        arguments: Mapping[str, Any] | None = None,
-        retry: Retry | None = None,
+        self, verb: str, key: str, operation: Callable[..., T], arguments: Mapping[str, Any], retry: Retry | None = None
     ) -> T:
-        named = {} if key is None else {"Key": self._prefix + key}
-
         def attempt() -> T:
             with self._translated(verb, key):
-                return operation(Bucket=self._bucket, **named, **(arguments or {}))
+                return operation(Bucket=self._bucket, Key=self._prefix + key, **arguments)
 
         return (retry or self._retry).run(attempt)
 

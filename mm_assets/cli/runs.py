@@ -124,7 +124,9 @@ class _Runner:
         n_before = 0
         for alias in aliases:
             base = n_before
-            found = discover(self._workspace, alias, on_page=lambda n, base=base: self._on_progress("discover", base + n, None))  # type: ignore[misc]
+            found = discover(
+                self._workspace, alias, on_page=lambda n, base=base: self._on_progress("discover", base + n, None)
+            )  # type: ignore[misc]
             self._summary.discoveries.append(found)
             n_before += found.n_listed
         free_lost_work(self._workspace)

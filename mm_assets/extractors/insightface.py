@@ -33,10 +33,7 @@ class InsightfaceExtractor(Extractor):
     defaults: ClassVar[Mapping[str, Any]] = {"min_confidence": 0.5}
 
     def _load(self) -> None:
-        with warnings.catch_warnings():
-            # scikit-image marks functions that insightface still uses; the pin in pyproject.toml keeps them.
-            warnings.simplefilter("ignore", FutureWarning)
-            from insightface.app import FaceAnalysis
+        from insightface.app import FaceAnalysis
 
         paths = [self.card.path(name).absolute() for name in self.card.files]
         folder = paths[0].parent
@@ -74,7 +71,11 @@ class InsightfaceExtractor(Extractor):
         return self._rows(segments, owners, values)
 
     def _find(self, jpegs: list[bytes | None]) -> list[list[Any]]:
-        return [self._app.get(image) for image in to_bgr([read_image(jpeg) for jpeg in jpegs])]
+        images = to_bgr([read_image(jpeg) for jpeg in jpegs])
+        with warnings.catch_warnings():
+            # scikit-image will drop a function that insightface calls; the pin in pyproject.toml keeps it until then.
+            warnings.filterwarnings("ignore", "`estimate` is deprecated", FutureWarning)
+            return [self._app.get(image) for image in images]
 
 
 def _check_models(app: Any, name: str, provider: str) -> None:

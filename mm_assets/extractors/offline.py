@@ -31,10 +31,11 @@ def go_offline(threads: int = 0) -> None:
 
     Parameters
     ----------
-    threads : CPU threads of OpenMP, 0 = all cores; ultralytics would otherwise set 1 for the whole process
+    threads : CPU threads of OpenMP and numba, 0 = all cores; ultralytics would otherwise set 1 for the whole process
     """
     os.environ.update(SWITCHES)  # noqa: TID251  # written for the libraries; nothing is read
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads or os.cpu_count() or 1))  # noqa: TID251
+    for library in ("OMP", "NUMBA"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", str(threads or os.cpu_count() or 1))  # noqa: TID251
     os.environ.setdefault("YOLO_CONFIG_DIR", str(_private_folder()))  # noqa: TID251
 
 

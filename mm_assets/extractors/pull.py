@@ -50,21 +50,22 @@ def pull_pack(name: str, folder: Path, progress: Progress | None = None) -> list
     weights = weights_folder(home, pack, folder)
     lock = read_lock(weights)
     fetched: dict[str, str] = {}
-    for url, files in _missing(pack, weights, lock).items():
-        fetched.update(_fetch(url, files, weights, progress or _silent))
+    for files in _missing(pack, weights, lock):
+        fetched.update(_fetch(files, weights, progress or _silent))
         unpinned = {path: digest for path, digest in (lock | fetched).items() if pack.files[path].sha256 is None}
         _write_lock(weights, unpinned)
     return [weights / path for path in fetched]
 
 
-def _missing(pack: PackFile, weights: Path, lock: Mapping[str, str]) -> dict[str, dict[str, WeightFile]]:
-    """Files to fetch by address, each with the digest to expect; an archive is fetched once for all its members."""
+def _missing(pack: PackFile, weights: Path, lock: Mapping[str, str]) -> list[dict[str, WeightFile]]:
+    """Files to fetch, each with the digest to expect; members of one archive are together, to fetch it once."""
     wanted: dict[str, dict[str, WeightFile]] = {}
     for path, file in sorted(pack.files.items()):
         expected = file.sha256 or lock.get(path)
         if file.url is not None and not _is_right(weights / path, expected):
-            wanted.setdefault(file.url, {})[path] = file.model_copy(update={"sha256": expected})
-    return wanted
+            group = file.url if file.member is not None else path
+            wanted.setdefault(group, {})[path] = file.model_copy(update={"sha256": expected})
+    return list(wanted.values())
 
 
 def _silent(_name: str, _done: int, _total: int | None) -> None:
@@ -75,9 +76,10 @@ def _is_right(path: Path, expected: str | None) -> bool:
     return expected is not None and path.is_file() and sha256_of(path) == expected
 
 
-def _fetch(url: str, files: Mapping[str, WeightFile], weights: Path, progress: Progress) -> dict[str, str]:
+def _fetch(files: Mapping[str, WeightFile], weights: Path, progress: Progress) -> dict[str, str]:
     """Fetch one address beside the weights, and place each file in one step after its check; return the digests."""
     weights.mkdir(parents=True, exist_ok=True)
+    url = str(next(iter(files.values())).url)
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=weights) as scratch:
         part = Path(scratch) / "part"
         _download(url, part, lambda done, total: progress(", ".join(files), done, total))

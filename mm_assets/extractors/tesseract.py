@@ -54,7 +54,7 @@ class TesseractExtractor(Extractor):
     defaults: ClassVar[Mapping[str, Any]] = {
         "language": "eng",
         "min_confidence": 0.6,  # tesseract's guesses at shapes and noise stay below
-        "min_frame_letters": 2,  # one letter alone on a frame is nearly always a shape: 5 of 6 in 24 drawn frames
+        "min_frame_letters": 2,  # of its longest word: lines of single letters on a frame are circles and crosses
         "page_light_frac": 0.6,  # an image with so many light pixels …
         "page_side_px": 900,  # … and so long a side is read as a page
         "timeout_s": 120.0,
@@ -107,7 +107,8 @@ class TesseractExtractor(Extractor):
         return sorted(lines, key=lambda line: _around(line)[1])
 
     def _is_text(self, line: list[_Word]) -> bool:
-        return sum(char.isalnum() for word in line for char in word.text) >= self.params["min_frame_letters"]
+        longest = max(sum(map(str.isalnum, word.text)) for word in line)
+        return longest >= int(self.params["min_frame_letters"])
 
     def _is_page(self, luma: Image.Image) -> bool:
         light = float(np.mean(np.asarray(luma) > _LIGHT_LUMA))

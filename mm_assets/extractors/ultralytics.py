@@ -42,13 +42,8 @@ class UltralyticsExtractor(Extractor):
 
     def _load(self) -> None:
         device = torch_device(self.place)
-        try:
-            from ultralytics import YOLO  # type: ignore[attr-defined]  # resolved lazily by its package
-        except ImportError as error:
-            msg = "ultralytics is not installed; install mm-assets[objects] or drop detected_objects from `steps`"
-            raise ConfigError(msg) from error
         (file,) = self.card.files
-        self._model = YOLO(str(self.card.path(file).absolute()), task="detect")
+        self._model = _import_yolo()(str(self.card.path(file).absolute()), task="detect")
         self._device = str(device)
         self._labels: dict[int, str] = self._model.names
         self._check_labels()
@@ -89,3 +84,17 @@ class UltralyticsExtractor(Extractor):
             save=False,
         )
         return [[_Detection(*row) for row in result.boxes.data.cpu().tolist()] for result in results]
+
+
+def _import_yolo() -> Any:
+    from PIL import Image
+
+    untouched = Image.open
+    try:
+        from ultralytics import YOLO  # type: ignore[attr-defined]  # resolved lazily by its package
+    except ImportError as error:
+        msg = "ultralytics is not installed; install mm-assets[objects] or drop detected_objects from `steps`"
+        raise ConfigError(msg) from error
+    # ultralytics replaces it, for the whole process, by one that runs pip when a picture cannot be read.
+    Image.open = untouched
+    return YOLO

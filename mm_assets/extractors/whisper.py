@@ -4,7 +4,9 @@ Put here: loading and calling whisper. Keep out: cutting of sound tracks, which 
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -81,12 +83,17 @@ class WhisperExtractor(Extractor):
 
     def _load(self) -> None:
         import whisper
+        from whisper.tokenizer import get_tokenizer
 
         self._device = torch_device(self.place)
         (file,) = self.card.files
         # A bare model name would be downloaded.
         self._model = whisper.load_model(str(self.card.path(file).absolute()), device=self._device).eval()
         self._has_fp16 = self._device.type == "cuda"
+        with warnings.catch_warnings():
+            # whisper leaves its vocabulary's file open; what it read there stays cached.
+            warnings.simplefilter("ignore", ResourceWarning)
+            get_tokenizer(self._model.is_multilingual, num_languages=self._model.num_languages)
 
     def _extract(self, segments: pa.Table) -> pa.Table:
         sounds = [read_sound(flac) for flac in column_of(segments, "audio_flac")]
@@ -179,15 +186,31 @@ class WhisperExtractor(Extractor):
             return [[] for _ in pieces]
         copies = deepcopy(pieces)
         mel = _padded(window).to(self._device)
-        add_word_timestamps(
-            segments=copies,
-            model=self._model,
-            tokenizer=tokenizer,
-            mel=mel.half() if self._has_fp16 else mel,
-            num_frames=window.n_frames,
-            last_speech_timestamp=window.seek / _FRAMES_PER_S,
-        )
+        with _kept_threads():
+            add_word_timestamps(
+                segments=copies,
+                model=self._model,
+                tokenizer=tokenizer,
+                mel=mel.half() if self._has_fp16 else mel,
+                num_frames=window.n_frames,
+                last_speech_timestamp=window.seek / _FRAMES_PER_S,
+            )
         return [copy["words"] for copy in copies]
+
+
+@contextmanager
+def _kept_threads() -> Iterator[None]:
+    """Give torch its threads back: numba, which whisper aligns words with, sets them to its own number.
+
+    With one core for two threads the decoder of the next window then took five times as long (2026-11).
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def split_tokens(

@@ -30,7 +30,7 @@ class Discovery:
     Attributes
     ----------
     is_complete : False when the deadline came first; the next call goes on where this one stopped
-    n_refused : keys that cannot be stored (NUL, lone surrogates)
+    n_refused : keys that cannot be read or stored (NUL, lone surrogates, unreadable entries of a listing)
     alarm : why deletions wait for a person
     """
 
@@ -80,7 +80,7 @@ def discover(
         delta = workspace.ledger.objects.record_page(
             alias, seen, after=page.next_after, shard_objects=workspace.settings.refresh.shard_objects
         )
-        found = (len(page.objects), delta.n_new, delta.n_changed, delta.n_revived, n_refused)
+        found = (len(page.objects), delta.n_new, delta.n_changed, delta.n_revived, n_refused + page.n_skipped)
         counts = {name: counts[name] + n for name, n in zip(counts, found, strict=True)}
         on_page(counts["n_listed"])
         after = page.next_after
@@ -98,9 +98,7 @@ def _select(source: SourceSettings, listed: Sequence[StoredObject], own: Sequenc
         if not is_selected(stored.key, source.include, source.exclude):
             continue
         try:
-            version = ObjectVersion(
-                source.alias, stored.key, stored.etag, stored.version_id if source.version_ids else ""
-            )
+            version = ObjectVersion(source.alias, stored.key, stored.etag)
         except ObjectError:
             n_refused += 1
             continue

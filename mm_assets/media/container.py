@@ -40,6 +40,7 @@ DECODER_THREADS = 4
 _DECLARING_FORMATS = frozenset({"mp4", "mov", "m4a", "mkv", "webm", "avi", "wav", "flac"})
 _MISSING_S, _MISSING_FRAC = 1.0, 0.02
 _BAD_FRAMES, _BAD_FRAC = 3, 0.01
+_JUMP_BACK_S, _JUMP_AHEAD_S = 1, 10  # farther than streams are out of step, or silent, in ordinary files
 _MICROSECONDS = 1_000_000
 
 
@@ -71,6 +72,33 @@ class Health:
         """Count one frame or packet."""
         self.n_good += is_good
         self.n_bad += not is_good and self.n_good > 0
+
+
+class Clock:
+    """Keeps time going on where a broadcast file's time stamps start anew (pieces joined end to end, a 33-bit wrap).
+
+    Such formats allow jumps (FFmpeg's AVFMT_TS_DISCONT); without this, all that follows a jump back would be lost.
+    """
+
+    def __init__(self, media_type: MediaType) -> None:
+        self._can_jump = media_type.container in {"mpegts", "mpeg"}
+        self._offset_s = Fraction(0)
+        self._last_s: dict[int, Fraction] = {}
+
+    def correct(self, packet: Any) -> None:
+        """Shift the packet's time stamps, in place."""
+        if not self._can_jump or packet.dts is None:
+            return
+        here_s = packet.dts * packet.time_base + self._offset_s
+        last_s = self._last_s.get(packet.stream.index, here_s)
+        if not -_JUMP_BACK_S < here_s - last_s < _JUMP_AHEAD_S:
+            self._offset_s += last_s - here_s
+            here_s = last_s
+        self._last_s[packet.stream.index] = here_s
+        ticks = round(self._offset_s / packet.time_base)
+        packet.dts += ticks
+        if packet.pts is not None:
+            packet.pts += ticks
 
 
 @contextmanager
@@ -143,7 +171,9 @@ def check_frame_size(shape: Any, limits: MediaLimits) -> None:
         raise ObjectError(Reason.TOO_LARGE, msg)
 
 
-def read_frames(container: Any, streams: Streams, limits: MediaLimits) -> Iterator[tuple[Any, Any, float]]:
+def read_frames(
+    container: Any, streams: Streams, media_type: MediaType, limits: MediaLimits
+) -> Iterator[tuple[Any, Any, float]]:
     """Yield (stream, decoded frame, seconds from the start of the media), in the order of the file.
 
     Raises
@@ -151,9 +181,11 @@ def read_frames(container: Any, streams: Streams, limits: MediaLimits) -> Iterat
     ObjectError
         corrupt: too many frames are damaged, or no picture could be decoded; too_large: longer than allowed.
     """
+    clock = Clock(media_type)
     health = {stream.index: Health() for stream in streams}
     origin_s = Fraction(container.start_time or 0, _MICROSECONDS)
     for packet in _packets(container, streams):
+        clock.correct(packet)
         for frame in _decode(packet, health[packet.stream.index]):
             time_s = _time_s(frame, packet.stream, origin_s)
             if time_s is not None:
@@ -169,13 +201,13 @@ def _packets(container: Any, streams: Streams) -> Iterator[Any]:
     packets = container.demux(*streams)
     for _ in range(MAX_PACKETS):
         try:
-            packet = next(packets, None)
-        except (
-            av.error.InvalidDataError
-        ):  # the rest is unreadable; how much is missing is judged by the declared length
-            packet = None
-        if packet is None:
+            packet = next(packets)
+        except StopIteration:
             return
+        except av.error.InvalidDataError:
+            return  # the rest is unreadable; how much is missing is judged by the declared length
+        except IndexError:
+            return  # PyAV 18 after the last packet, when streams appeared on the way; ours are flushed by then
         yield packet
     raise ObjectError(Reason.TOO_LARGE, f"more than {MAX_PACKETS} packets")
 
@@ -224,7 +256,8 @@ def _declared_s(container: Any, streams: Streams) -> float:
     if by_stream:
         return max(by_stream)
     is_all_read = len(container.streams) == len(list(streams))
-    return (container.duration or 0) / _MICROSECONDS if is_all_read else 0.0
+    # Matroska counts its duration from zero, also where the first frame comes later.
+    return ((container.duration or 0) - (container.start_time or 0)) / _MICROSECONDS if is_all_read else 0.0
 
 
 def _check_riff_size(file: Path) -> None:

@@ -62,6 +62,7 @@ def _open(file: Path, container: str, limits: MediaLimits) -> "Iterator[Image]":
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata; damaged pixels are errors
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=[_FORMATS[container]]) as image:
                 if max(image.size) > limits.max_side_px:
@@ -69,7 +70,8 @@ def _open(file: Path, container: str, limits: MediaLimits) -> "Iterator[Image]":
                     raise ObjectError(Reason.TOO_LARGE, msg)
                 yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ObjectError(Reason.TOO_LARGE, str(error)) from error
+        msg = f"image has more than {limits.max_pixels} pixels (media.max_pixels)"
+        raise ObjectError(Reason.TOO_LARGE, msg) from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError) as error:
         # Pillow's plugins raise all of these on damaged files; it has no class of its own for them.
         detail = "its header is damaged" if isinstance(error, UnidentifiedImageError) else error

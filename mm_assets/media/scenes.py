@@ -57,6 +57,7 @@ class PictureTrack:
     """
 
     def __init__(self, every_s: float, side_px: int, frame_rate: Fraction) -> None:
+        from av.video.reformatter import VideoReformatter
         from scenedetect import AdaptiveDetector
 
         self._detector = AdaptiveDetector(
@@ -65,6 +66,8 @@ class PictureTrack:
             window_width=WINDOW_FRAMES,
             min_content_val=MIN_CONTENT_VAL,
         )
+        # Kept, because a frame's own reformat() sets up a scaler with threads for each frame.
+        self._scaler, self._to_bgr = VideoReformatter(), VideoReformatter()
         self._every_s, self._side_px, self._rate = every_s, side_px, frame_rate
         self._undecided: deque[_Seen] = deque()  # the detector answers this many frames late
         self._luma: Pixels | None = None
@@ -84,9 +87,9 @@ class PictureTrack:
         self.end_s = time_s + _duration_s(frame, self._rate)
         self.shown_size = self.shown_size or _shown_size(frame)
         self.n_frames += 1
-        seen, small = self._measure(frame, time_s)
+        seen, bgr = self._measure(frame, time_s)
         self._undecided.append(seen)
-        cuts = {cut.pts for cut in self._detector.process_frame(self._timecode(seen.tick), small)}
+        cuts = {cut.pts for cut in self._detector.process_frame(self._timecode(seen.tick), bgr)}
         if self._scene_number < 0:
             self._open_scene(time_s)
         if cuts or len(self._undecided) > WINDOW_FRAMES + 1:
@@ -101,13 +104,16 @@ class PictureTrack:
     def _measure(self, frame: Any, time_s: float) -> tuple[_Seen, Pixels]:
         import cv2
 
-        small = frame.reformat(SMALL_WIDTH, SMALL_HEIGHT, "yuv420p", interpolation="FAST_BILINEAR")
+        small = self._scaler.reformat(
+            frame, SMALL_WIDTH, SMALL_HEIGHT, "yuv420p", interpolation="FAST_BILINEAR", threads=1
+        )
         luma = _plane(small.planes[0])
         change = 0.0 if self._luma is None else cv2.norm(luma, self._luma, cv2.NORM_L1) / (luma.size * 255.0)
         self._luma = luma
         sharpness = float(cv2.Laplacian(luma, cv2.CV_16S).var())
         seen = _Seen(time_s, round(time_s * _TICKS_PER_S), change, sharpness, frame)
-        return seen, small.to_ndarray(format="bgr24")
+        bgr: Pixels = self._to_bgr.reformat(small, format="bgr24", threads=1).to_ndarray()
+        return seen, bgr
 
     def _timecode(self, tick: int) -> Any:
         from scenedetect.common import FrameTimecode, Timecode
@@ -225,6 +231,7 @@ def upright_pixels(frame: Any, side_px: int) -> Pixels:
         "rgb24",
         src_colorspace=_BT709 if is_untagged_hd else None,  # what players assume
         interpolation="BICUBIC",
+        threads=1,
     )
     return _orient(image.to_ndarray(), matrix)
 

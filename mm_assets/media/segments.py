@@ -20,7 +20,7 @@ SEGMENT_KINDS = ("scene", "image", "page", "audio")
 _PARENT_COLUMNS = frozenset({"object_id", "bucket", "key", "etag", "segment_id", "recipe"})
 SEGMENT_SCHEMA = pa.schema([f for f in TABLES["segments"].arrow_schema() if f.name not in _PARENT_COLUMNS])
 BATCH_ROWS = 64
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def decode_timed(file: Path, media_type: MediaType, limits: MediaLimits, out: Se
     with open_container(file, media_type, limits) as container:
         streams = choose_streams(container, limits)
         pictures, sound = _tracks(streams, limits)
-        for segment in _segments(container, streams, (pictures, sound), limits):
+        for segment in _segments(container, (streams, media_type), (pictures, sound), limits):
             out.add(segment)
         end_s = max(pictures.end_s, sound.end_s)
         check_completeness(container, streams, end_s, media_type)
@@ -61,10 +61,10 @@ def _tracks(streams: Streams, limits: MediaLimits) -> tuple[PictureTrack, AudioT
 
 
 def _segments(
-    container: Any, streams: Streams, tracks: tuple[PictureTrack, AudioTrack], limits: MediaLimits
+    container: Any, source: tuple[Streams, MediaType], tracks: tuple[PictureTrack, AudioTrack], limits: MediaLimits
 ) -> Iterator[Segment]:
-    pictures, sound = tracks
-    for stream, frame, time_s in read_frames(container, streams, limits):
+    (streams, media_type), (pictures, sound) = source, tracks
+    for stream, frame, time_s in read_frames(container, streams, media_type, limits):
         if stream.type == "video":
             check_frame_size(frame, limits)
             yield from pictures.add(frame, time_s)

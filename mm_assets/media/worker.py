@@ -151,6 +151,9 @@ def _be_child(owner: int, file: Path, folder: Path, limits: MediaLimits) -> Neve
     try:
         _enter(owner, folder, limits)
         code = _decode(file, limits)
+    except OSError:  # its folder or its log cannot be used; the object was not looked at
+        traceback.print_exc()
+        code = EXIT_SERVICE
     except BaseException:  # noqa: BLE001 - a forked child must not fall back into its parent's loop
         traceback.print_exc()
         code = 1

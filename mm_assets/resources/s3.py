@@ -81,14 +81,17 @@ class BucketS3Resource(S3Resource):
             aws_session_token=self.aws_session_token,
             botocore_session=core,
         )
-        if not self.use_unsigned_session and session.get_credentials() is None:
-            msg = (
-                f"no keys for {self.endpoint_url or 'Amazon S3'}: set access_key_id and secret_access_key of the lake "
-                "(MM_ASSETS_LAKE__ACCESS_KEY_ID, MM_ASSETS_LAKE__SECRET_ACCESS_KEY) or source, a profile, "
-                "or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
-            raise ConfigError(msg)
+        is_half = (self.aws_access_key_id is None) != (self.aws_secret_access_key is None)
+        if is_half or (not self.use_unsigned_session and session.get_credentials() is None):
+            raise ConfigError(self._no_keys())
         return session
+
+    def _no_keys(self) -> str:
+        return (
+            f"no keys, or half of a pair, for {self.endpoint_url or 'Amazon S3'}: set access_key_id and "
+            "secret_access_key of the source or lake (MM_ASSETS_LAKE__ACCESS_KEY_ID, "
+            "MM_ASSETS_LAKE__SECRET_ACCESS_KEY), a profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
 
     def _endpoint(self) -> dict[str, Any]:
         return {

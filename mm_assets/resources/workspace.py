@@ -37,7 +37,8 @@ def open_workspace(settings: Settings, *, check: bool = True) -> Workspace:
     lake_store = open_store(settings.lake, server_side_encryption=settings.lake.server_side_encryption, create=True)
     sources = {source.alias: open_store(source) for source in settings.sources}
     if check:
-        for store in (lake_store, *sources.values()):
+        lake_store.check(writes=True)
+        for store in sources.values():
             store.check()
     pack = load_pack(settings.models, settings.models_folder)
     ledger = Ledger(settings.ledger_location)

@@ -113,9 +113,7 @@ class Collection:
         path = self.path_of(key)
         write_recording(path, np.zeros(round(duration_s * SPEECH_RATE_HZ), np.float32), codec)
         seconds = read_duration(path)
-        self._record(
-            MediaObject(key, "audio", note="digital silence", duration_s=seconds, quality=("silent",))
-        )
+        self._record(MediaObject(key, "audio", note="digital silence", duration_s=seconds, quality=("silent",)))
 
     def draw_lines(self, n_lines: int = LINES_PER_PAGE) -> tuple[str, ...]:
         """Draw new sentences for a page."""

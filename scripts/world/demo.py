@@ -15,7 +15,7 @@ from world.documents import Page
 from world.encoding import AAC, H264, MP3, OPUS, VP9, AudioCodec, VideoCodec
 from world.films import FilmRecipe
 from world.pen import Image
-from world.truth import MediaObject, SceneTruth
+from world.truth import MediaKind, MediaObject, SceneTruth
 
 DEFAULT_SEED = 610_000
 PCM = AudioCodec("pcm_s16le", 16_000, 0)
@@ -42,7 +42,7 @@ FILMS = {
     ),
     "films/phone/walk.mp4": FilmRecipe(7, fps=30, has_variable_rate=True, note="variable frame rate"),
     "films/phone/sideways.mp4": FilmRecipe(
-        6, fps=30, is_rotated=True, note="stored on its side; the display matrix turns it 90° clockwise"
+        6, fps=30, is_rotated=True, height_px=384, note="stored on its side; the display matrix turns it 90° clockwise"
     ),
     "films/phone/mute.mp4": FilmRecipe(5, fps=24, video=H264, audio=None, note="no sound track"),
 }
@@ -114,9 +114,7 @@ def _add_upside_down(collection: Collection, key: str) -> None:
         spec = collection.scenes.draw(rng)
     plain = replace(spec, person=None, prop=None, bar=None, title=None)
     image, scene = stills.turn_upside_down(*collection.draw_frame(key, plain))
-    collection.add_still(
-        key, image, "JPEG", scene=scene, note="the pixels stand on their head, without a tag"
-    )
+    collection.add_still(key, image, "JPEG", scene=scene, note="the pixels stand on their head, without a tag")
 
 
 def _add_documents(collection: Collection) -> None:
@@ -140,9 +138,7 @@ def _add_copies(collection: Collection) -> None:
     collection.add_duplicate("copies/backup/scan-2.pdf", "documents/scan.pdf")
     for key, of_key, change in NEAR_COPIES:
         image, scene = change(*collection.drawing_of(of_key))
-        collection.add_still(
-            key, image, "JPEG", scene=scene, options={"quality": 60}, near_duplicate_of=of_key
-        )
+        collection.add_still(key, image, "JPEG", scene=scene, options={"quality": 60}, near_duplicate_of=of_key)
 
 
 def _add_outliers(collection: Collection) -> None:
@@ -169,27 +165,19 @@ def _add_defects(collection: Collection) -> None:
 
 
 def _add_broken(collection: Collection) -> None:
-    film, photo = "films/2026/spring/garden.mp4", "images/photos/p05.jpg"
-    refused: tuple[tuple[str, bytes, MediaObject], ...] = tuple(
-        (key, data, MediaObject(key, kind, "dead_letter", reason))
-        for key, kind, reason, data in (
-            ("broken/empty.jpg", "image", "empty", b""),
-            ("broken/interrupted.mp4", "video", "truncated", hostile.cut_in_half(collection.bytes_of(film))),
-            ("broken/half.jpg", "image", "truncated", hostile.cut_in_half(collection.bytes_of(photo))),
-            ("broken/huge.png", "image", "too_many_pixels", hostile.make_pixel_bomb()),
-            ("broken/clip.mp4", "video", "playlist", hostile.HLS_PLAYLIST),
-            ("broken/list.mkv", "video", "playlist", hostile.make_concat_script("garden.mp4")),
-            (
-                "broken/garbage.pdf",
-                "document",
-                "corrupt",
-                hostile.make_garbage_pdf(collection.rng_for("garbage")),
-            ),
-        )
-    )
-    skipped = tuple(
-        (key, data, MediaObject(key, "other", "skipped", "unsupported"))
-        for key, data in (("broken/notes.txt", hostile.NOTES), ("broken/archive.zip", hostile.make_archive()))
-    )
-    for key, data, item in refused + skipped:
-        collection.add_bytes(key, data, item)
+    film = collection.bytes_of("films/2026/spring/garden.mp4")
+    photo = collection.bytes_of("images/photos/p05.jpg")
+    garbage = hostile.make_garbage_pdf(collection.rng_for("garbage"))
+    _refuse(collection, "broken/empty.jpg", "image", "empty", b"")
+    _refuse(collection, "broken/interrupted.mp4", "video", "truncated", hostile.cut_in_half(film))
+    _refuse(collection, "broken/half.jpg", "image", "truncated", hostile.cut_in_half(photo))
+    _refuse(collection, "broken/huge.png", "image", "too_many_pixels", hostile.make_pixel_bomb())
+    _refuse(collection, "broken/clip.mp4", "video", "playlist", hostile.HLS_PLAYLIST)
+    _refuse(collection, "films/2026/spring/list.mkv", "video", "playlist", hostile.make_concat_script("garden.mp4"))
+    _refuse(collection, "broken/garbage.pdf", "document", "corrupt", garbage)
+    for key, data in (("broken/notes.txt", hostile.NOTES), ("broken/archive.zip", hostile.make_archive())):
+        collection.add_bytes(key, data, MediaObject(key, "other", "skipped", "unsupported"))
+
+
+def _refuse(collection: Collection, key: str, kind: MediaKind, reason: str, data: bytes) -> None:
+    collection.add_bytes(key, data, MediaObject(key, kind, "dead_letter", reason))

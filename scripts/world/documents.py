@@ -69,9 +69,7 @@ def _type_page(canvas: Any, page: Page) -> None:
         _put_picture(canvas, picture, TYPED_MARGIN_PT, y - 24 - shown_height, shown_width, shown_height)
 
 
-def _put_picture(
-    canvas: Any, picture: Pictures.Image, x: float, y: float, width: float, height: float
-) -> None:
+def _put_picture(canvas: Any, picture: Pictures.Image, x: float, y: float, width: float, height: float) -> None:
     jpeg = BytesIO()
     picture.save(jpeg, "JPEG", quality=60)
     jpeg.seek(0)

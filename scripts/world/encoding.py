@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -26,6 +27,8 @@ from world.speech import SPEECH_RATE_HZ
 CLOCK_HZ = 90_000
 """Frames carry their time in ticks of this clock; every usual frame rate divides it."""
 CHUNK_SAMPLES = 1024
+SOUND_LEAD_S = 0.2
+"""Sound is written this far ahead of the pictures."""
 BIT_EXACT = {"fflags": "+bitexact"}
 """Keeps random identifiers and version strings out of the files."""
 
@@ -75,46 +78,44 @@ def write_film(
 ) -> None:
     """Write frames and mono samples at `SPEECH_RATE_HZ` into the container that the path's suffix names."""
     with av.open(str(path), "w", options=BIT_EXACT | (container_options or {})) as container:
-        picture_track = cast(VideoStream, container.add_stream(video.name, rate=fps, options=video.options))
+        frames = iter(frames)
+        first = next(frames)
+        picture_track = _add_picture_track(container, video, fps, first.image)
         sound_track = _SoundTrack(container, *sound) if sound else None
-        for frame in frames:
+        for frame in chain([first], frames):
             if sound_track is not None:
-                sound_track.write_until((frame.tick / CLOCK_HZ) + 0.2)
-            _write_frame(container, picture_track, frame, video.bit_rate)
+                sound_track.write_until(frame.tick / CLOCK_HZ + SOUND_LEAD_S)
+            picture = av.VideoFrame.from_ndarray(frame.image, format="rgb24")
+            picture.pts, picture.time_base = frame.tick, Fraction(1, CLOCK_HZ)
+            container.mux(picture_track.encode(picture))
         container.mux(picture_track.encode(None))
         if sound_track is not None:
             sound_track.finish()
 
 
-def _write_frame(container: OutputContainer, track: VideoStream, frame: TimedFrame, bit_rate: int) -> None:
-    if not track.codec_context.is_open:
-        track.height, track.width = frame.image.shape[:2]
-        track.pix_fmt = "yuv420p"
-        track.codec_context.time_base = (
-            Fraction(1, CLOCK_HZ) if bit_rate == 0 else 1 / Fraction(track.average_rate or 25)
-        )
-        if bit_rate:
-            track.bit_rate = bit_rate
-    picture = av.VideoFrame.from_ndarray(frame.image, format="rgb24")
-    picture.pts, picture.time_base = frame.tick, Fraction(1, CLOCK_HZ)
-    container.mux(track.encode(picture))
+def _add_picture_track(container: OutputContainer, video: VideoCodec, fps: int, image: Image) -> VideoStream:
+    """Add the track with its final size: the first packet of any track opens the encoders of all."""
+    track = cast(VideoStream, container.add_stream(video.name, rate=fps, options=video.options))
+    track.height, track.width = image.shape[:2]
+    track.pix_fmt = "yuv420p"
+    # MPEG-4 part 2 has a clock of 16 bits: it counts frames, the others count ticks.
+    track.codec_context.time_base = Fraction(1, fps if video.bit_rate else CLOCK_HZ)
+    if video.bit_rate:
+        track.bit_rate = video.bit_rate
+    return track
 
 
 class _SoundTrack:
     """Encodes samples piece by piece, so that sound and pictures lie side by side in the file."""
 
-    def __init__(
-        self, container: OutputContainer, codec: AudioCodec, samples: npt.NDArray[np.float32]
-    ) -> None:
+    def __init__(self, container: OutputContainer, codec: AudioCodec, samples: npt.NDArray[np.float32]) -> None:
         self._container = container
         self._track = cast(AudioStream, container.add_stream(codec.name, rate=codec.rate_hz, layout="mono"))
         if codec.bit_rate:
             self._track.bit_rate = codec.bit_rate
         self._rate_hz = codec.rate_hz
         context = self._track.codec_context
-        self._resampler = AudioResampler(
-            context.format, "mono", codec.rate_hz, frame_size=context.frame_size or None
-        )
+        self._resampler = AudioResampler(context.format, "mono", codec.rate_hz, frame_size=context.frame_size or None)
         self._samples = _resample(samples, codec.rate_hz)
         self._position = 0
 

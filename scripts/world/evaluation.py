@@ -30,7 +30,5 @@ def fill_evaluation(collection: Collection) -> None:
         collection.add_recording(f"recordings/r{number:02d}.{suffix}", RECORDING_CODECS[suffix], RECORDING_S)
     for number in range(1, N_DOCUMENTS + 1):
         styles = ("typed", "scanned", "scanned")[:N_PAGES]
-        pages = [
-            Page("typed" if style == "typed" else "scanned", collection.draw_lines()) for style in styles
-        ]
+        pages = [Page("typed" if style == "typed" else "scanned", collection.draw_lines()) for style in styles]
         collection.add_document(f"documents/d{number:02d}.pdf", pages)

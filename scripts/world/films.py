@@ -33,7 +33,11 @@ MAX_TRIES = 50
 
 @dataclass(frozen=True, slots=True)
 class FilmRecipe:
-    """How a film is made; `dark_scene` is the number of a scene that is black, still and only heard."""
+    """How a film is made; `dark_scene` is the number of a scene that is black, still and only heard.
+
+    A rotated film needs a height that 32 divides: x264 reads the unused end of each row, whose content is
+    what memory held before, and then two runs give different bytes.
+    """
 
     n_scenes: int
     fps: int = 25
@@ -42,6 +46,7 @@ class FilmRecipe:
     container_options: dict[str, str] = field(default_factory=dict)
     has_variable_rate: bool = False
     is_rotated: bool = False
+    height_px: int = HEIGHT_PX
     video_delay_s: float = 0.0
     dark_scene: int | None = None
     note: str = ""
@@ -93,14 +98,14 @@ def _plan_shots(
         utterances = _narrate(spec, rng, sentences, narrator, number) if recipe.audio else []
         duration_s = _lay_on_track(utterances, track, tick / CLOCK_HZ, rng)
         ticks = _frame_ticks(tick, duration_s, recipe, rng)
-        image, truth = render_frame(spec, rng) if spec else (_black(), SceneTruth(""))
+        image, truth = render_frame(spec, rng, height=recipe.height_px) if spec else (_black(recipe), SceneTruth(""))
         shots.append(_Shot(image, truth, ticks[:-1], is_dark))
         tick, background = ticks[-1], spec.scene.background if spec else "black"
     return shots
 
 
-def _black() -> Image:
-    return np.zeros((HEIGHT_PX, WIDTH_PX, 3), np.uint8)
+def _black(recipe: FilmRecipe) -> Image:
+    return np.zeros((recipe.height_px, WIDTH_PX, 3), np.uint8)
 
 
 def _narrate(
@@ -122,9 +127,7 @@ def _narrate(
     return []
 
 
-def _lay_on_track(
-    utterances: list[Utterance], track: Soundtrack, start_s: float, rng: np.random.Generator
-) -> float:
+def _lay_on_track(utterances: list[Utterance], track: Soundtrack, start_s: float, rng: np.random.Generator) -> float:
     """Put the utterances on the track and give the scene's duration, long enough for them."""
     time_s = start_s + rng.uniform(0.3, 0.5)
     for utterance in utterances:
@@ -146,7 +149,7 @@ def _frame_ticks(first: int, duration_s: float, recipe: FilmRecipe, rng: np.rand
 
 def _play(shots: list[_Shot], recipe: FilmRecipe, rng: np.random.Generator) -> Iterator[TimedFrame]:
     """Show each shot's drawing with grain and flicker; a dark shot without."""
-    grains = [_grain(rng) for _ in range(N_GRAINS)]
+    grains = [_grain(rng, recipe.height_px) for _ in range(N_GRAINS)]
     number = 0
     for shot in shots:
         for tick in shot.ticks:
@@ -155,8 +158,8 @@ def _play(shots: list[_Shot], recipe: FilmRecipe, rng: np.random.Generator) -> I
             number += 1
 
 
-def _grain(rng: np.random.Generator) -> npt.NDArray[np.int16]:
-    return np.round(rng.normal(0, GRAIN_SIGMA, (HEIGHT_PX, WIDTH_PX, 3))).astype(np.int16)
+def _grain(rng: np.random.Generator, height: int) -> npt.NDArray[np.int16]:
+    return np.round(rng.normal(0, GRAIN_SIGMA, (height, WIDTH_PX, 3))).astype(np.int16)
 
 
 def _flicker(image: Image, grain: npt.NDArray[np.int16], number: int) -> Image:
@@ -178,15 +181,14 @@ def _tell_truth(
     starts = [times_s[n] for n in numbers[:-1]]
     ends = [*starts[1:], end_tick / CLOCK_HZ + shift_s]
     scenes = tuple(
-        replace(shot.truth, start_s=start, end_s=end)
-        for shot, start, end in zip(shots, starts, ends, strict=True)
+        replace(shot.truth, start_s=start, end_s=end) for shot, start, end in zip(shots, starts, ends, strict=True)
     )
     return MediaObject(
         key,
         "video",
         note=recipe.note,
         width_px=WIDTH_PX,
-        height_px=HEIGHT_PX,
+        height_px=recipe.height_px,
         duration_s=encoding.read_duration(path),
         scenes=scenes,
         cuts_s=tuple(starts[1:]),

@@ -23,9 +23,25 @@ WIDTH_PX, HEIGHT_PX = 640, 360
 CLASSES = (*shapes.SHAPES, "person", *PROPS)
 """The detector's classes, in the order of its labels."""
 BAR_TOP_FRAC, BAR_TEXT_FRAC, TITLE_BOTTOM_FRAC = 0.83, 0.88, 0.14
-FILLER_WORDS = (
-    ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "bright", "stars", "shine", "above", "quiet", "village"]
-)
+FILLER_WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "while",
+    "seven",
+    "bright",
+    "stars",
+    "shine",
+    "above",
+    "quiet",
+    "village",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +117,7 @@ def render_frame(
     """Draw a frame and give its truth; `is_noisy` adds the blur, grain and JPEG marks that models must bear."""
     image = _paint_background(spec.scene.background, rng, width, height)
     bottom = height * (BAR_TOP_FRAC if spec.bar else 1.0)
-    stage = _Stage(
-        image, 0.0, height * TITLE_BOTTOM_FRAC if spec.title else 0.0, float(width), bottom, [], []
-    )
+    stage = _Stage(image, 0.0, height * TITLE_BOTTOM_FRAC if spec.title else 0.0, float(width), bottom, [], [])
     if spec.person is not None:
         _put_person(stage, cast[spec.person], CAST_NAMES[spec.person], rng)
     if spec.prop:
@@ -192,9 +206,7 @@ def _put_shapes(stage: _Stage, scene: shapes.ShapeScene, rng: np.random.Generato
     for (colour, shape), place in zip(objects, places, strict=True):
         x, y = place.x + stage.left, place.y + stage.top
         rotation = rng.uniform(-0.2, 0.2)
-        shapes.draw_shape(
-            stage.image, shape, jitter(rng, shapes.COLOURS[colour]), x, y, place.radius, rotation
-        )
+        shapes.draw_shape(stage.image, shape, jitter(rng, shapes.COLOURS[colour]), x, y, place.radius, rotation)
         stage.boxes.append((shape, shapes.shape_bounds(shape, x, y, place.radius, rotation)))
 
 

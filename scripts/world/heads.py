@@ -76,9 +76,7 @@ class _Brush:
         thickness = self._thickness(width)
         cv2.polylines(self._image, corners, False, _clip(colour), thickness, cv2.LINE_AA, SUBPIXEL_BITS)
 
-    def ellipse(
-        self, centre: Vector, radii: Vector, colour: npt.ArrayLike, width: float | None = None
-    ) -> None:
+    def ellipse(self, centre: Vector, radii: Vector, colour: npt.ArrayLike, width: float | None = None) -> None:
         x, y = self._place_subpixels([centre])[0]
         axes = [max(1, int(r * scale * SUBPIXELS)) for r, scale in zip(radii, self._radii, strict=True)]
         thickness = -1 if width is None else self._thickness(width)
@@ -165,9 +163,7 @@ def _draw_hair_behind(brush: _Brush, who: Identity) -> None:
 
 def _draw_ears(brush: _Brush, who: Identity, pose: Pose) -> None:
     for side in (-1, 1):
-        brush.ellipse(
-            (side * 0.98 - pose.shift * 0.3, 0.0), (who.ear, 0.19), np.array(who.skin, float) * 0.93
-        )
+        brush.ellipse((side * 0.98 - pose.shift * 0.3, 0.0), (who.ear, 0.19), np.array(who.skin, float) * 0.93)
         if who.has_earrings:
             brush.ellipse((side * 1.02 - pose.shift * 0.3, 0.24), (0.05, 0.05), (250, 215, 60))
 

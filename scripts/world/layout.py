@@ -65,9 +65,7 @@ def _place_several(count: int, rng: np.random.Generator, width: float, height: f
     return places
 
 
-def _place_pair(
-    relation: str, rng: np.random.Generator, length: float, breadth: float, shortest: float
-) -> list[Place]:
+def _place_pair(relation: str, rng: np.random.Generator, length: float, breadth: float, shortest: float) -> list[Place]:
     """Place two shapes one after the other along `length`, nearly level across `breadth`."""
     uniform = rng.uniform
     first, second = shortest * uniform(0.12, 0.21), shortest * uniform(0.12, 0.21)

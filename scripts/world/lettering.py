@@ -35,9 +35,7 @@ WHITE_ON_BLACK = Inks((255, 255, 255), (0, 0, 0))
 BLACK_ON_WHITE = Inks((0, 0, 0), (255, 255, 255))
 
 
-def write_text(
-    image: Image, text: str, x: float, y: float, size_px: float, inks: Inks, *, is_bar: bool
-) -> None:
+def write_text(image: Image, text: str, x: float, y: float, size_px: float, inks: Inks, *, is_bar: bool) -> None:
     """Write in place, smaller where the text does not fit; a bar fills the frame down to its bottom."""
     height, width = image.shape[:2]
     picture = Pictures.fromarray(image)
@@ -48,9 +46,7 @@ def write_text(
         size_px *= 0.93
         font = load_font(int(size_px))
         box = draw.textbbox((x, y), text, font)
-    ground = (
-        (0, y - size_px * 0.35, width, height) if is_bar else (box[0] - 6, box[1] - 4, box[2] + 6, box[3] + 4)
-    )
+    ground = (0, y - size_px * 0.35, width, height) if is_bar else (box[0] - 6, box[1] - 4, box[2] + 6, box[3] + 4)
     draw.rectangle(ground, fill=inks.ground)
     draw.text((x, y), text, inks.letters, font)
     image[:] = np.asarray(picture)

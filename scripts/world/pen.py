@@ -46,9 +46,7 @@ def fill_circle(image: Image, x: float, y: float, radius: float, colour: Colour)
 def stroke_circle(image: Image, x: float, y: float, radius: float, colour: Colour, thickness: int) -> None:
     """Draw a circle's line in place; a negative thickness fills it."""
     centre = (int(x * SUBPIXELS), int(y * SUBPIXELS))
-    cv2.circle(
-        image, centre, int(radius * SUBPIXELS), to_scalar(colour), thickness, cv2.LINE_AA, SUBPIXEL_BITS
-    )
+    cv2.circle(image, centre, int(radius * SUBPIXELS), to_scalar(colour), thickness, cv2.LINE_AA, SUBPIXEL_BITS)
 
 
 def bounds_of(points: Points) -> Box:

@@ -32,9 +32,8 @@ class Soundtrack:
     def add(self, start_s: float, utterance: Utterance) -> None:
         """Put an utterance on the track."""
         if self._parts and start_s < self.end_s + MIN_PAUSE_S - 1e-6:
-            raise ValueError(
-                f"{utterance.text!r} at {start_s:.2f} s leaves no pause after {self.end_s:.2f} s"
-            )
+            message = f"{utterance.text!r} at {start_s:.2f} s leaves no pause after {self.end_s:.2f} s"
+            raise ValueError(message)
         self._parts.append((start_s, utterance))
 
     def to_samples(self, duration_s: float) -> npt.NDArray[np.float32]:

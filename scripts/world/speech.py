@@ -131,17 +131,20 @@ def sample_caption_sentence(rng: np.random.Generator) -> str:
         shape = pick(SHAPES)
         text = f"{pick(NUMBERS[:4])} {pick(ALL_COLOURS)} {PLURALS[shape]}"
         text += f" on {with_article(pick(ALL_COLOURS))} background"
-    elif kind == 5:
-        text = f"we see {pick(CAST_NAMES)} and {with_article(thing())}"
     elif kind == 6:
         text = f"now the {thing()} is {pick(RELATIONS)} the {thing()}"
-    elif kind == 7:
-        text = f"{pick(CAST_NAMES)} has {with_article(thing())}"
     else:
-        text = (
-            f"the {pick(ALL_COLOURS)} {pick(['car', 'house', 'tree', *SHAPES])} is next to {pick(CAST_NAMES)}"
-        )
+        text = _sample_company(pick, int(kind))
     return _as_sentence(text)
+
+
+def _sample_company(pick: _Chooser, kind: int) -> str:
+    if kind == 5:
+        return f"we see {pick(CAST_NAMES)} and {with_article(f'{pick(ALL_COLOURS)} {pick(SHAPES)}')}"
+    if kind == 7:
+        return f"{pick(CAST_NAMES)} has {with_article(f'{pick(ALL_COLOURS)} {pick(SHAPES)}')}"
+    thing = f"{pick(ALL_COLOURS)} {pick(['car', 'house', 'tree', *SHAPES])}"
+    return f"the {thing} is next to {pick(CAST_NAMES)}"
 
 
 def narrate_frame(spec: FrameSpec, rng: np.random.Generator, scene_number: int) -> str:

@@ -52,9 +52,7 @@ def crop_still(image: Image, truth: SceneTruth, fraction: float) -> tuple[Image,
     dx, dy = round(width * fraction), round(height * fraction)
     cropped = brighten_still(image[dy : height - dy, dx : width - dx], 8)
     right, bottom = width - 2 * dx, height - 2 * dy
-    return cropped, _map_boxes(
-        truth, lambda x, y: (min(max(x - dx, 0.0), right), min(max(y - dy, 0.0), bottom))
-    )
+    return cropped, _map_boxes(truth, lambda x, y: (min(max(x - dx, 0.0), right), min(max(y - dy, 0.0), bottom)))
 
 
 def brighten_still(image: Image, level: int) -> Image:
@@ -74,9 +72,7 @@ def turn_upside_down(image: Image, truth: SceneTruth) -> tuple[Image, SceneTruth
     labels = tuple(
         LabelBox(b.label, width - b.x1, height - b.y1, width - b.x0, height - b.y0) for b in truth.label_boxes
     )
-    people = tuple(
-        PersonBox(b.name, width - b.x1, height - b.y1, width - b.x0, height - b.y0) for b in truth.people
-    )
+    people = tuple(PersonBox(b.name, width - b.x1, height - b.y1, width - b.x0, height - b.y0) for b in truth.people)
     return np.ascontiguousarray(np.rot90(image, 2)), replace(truth, label_boxes=labels, people=people)
 
 

@@ -1,0 +1,46 @@
+# Everything a person does with this checkout. `make help` lists it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+DEMO_OUT ?= demo/out
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check dev lock clean programs
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or name one with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+programs:
+	@scripts/install_programs.sh
+
+demo: $(STAMP) programs  ## install everything and run the main job on the demo media, offline
+	$(BIN)/mm demo --out $(DEMO_OUT)
+
+test: $(STAMP) programs  ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(STAMP)  ## lint, format, types, import contracts, documentation
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/interrogate -q mm_assets jobs sensors tests scripts
+	$(BIN)/python scripts/generate_docs.py --check
+
+dev: $(STAMP)  ## Dagster's UI with the daemon, on the settings in this folder (or of MM_ASSETS_CONFIG)
+	@scripts/dev.sh
+
+lock: $(STAMP)  ## write requirements.lock from what is installed
+	$(BIN)/python scripts/lock.py
+
+clean:  ## remove the environment, caches and the demo's output
+	rm -rf $(VENV) $(DEMO_OUT) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist *.egg-info

@@ -1,0 +1,78 @@
+"""``mm``, the command line: each command in a module of its own.
+
+Put here: the group, and how errors, Ctrl-C and closed pipes end a command. Keep out: work, which lies below; and any
+import that ``mm --help`` would wait for.
+
+Exit codes: 0 done · 1 a run, a check or a service failed · 2 wrong usage or settings · 130 interrupted.
+"""
+
+from typing import IO, Any
+
+import click
+
+from mm_assets.cli.deletions import deletions
+from mm_assets.cli.demo import demo
+from mm_assets.cli.doctor import doctor
+from mm_assets.cli.ingest import ingest
+from mm_assets.cli.init import init
+from mm_assets.cli.models import models
+from mm_assets.cli.options import examples
+from mm_assets.cli.search import search
+from mm_assets.cli.show import show
+from mm_assets.cli.sql import sql
+from mm_assets.cli.status import status
+from mm_assets.errors import ConfigError, MmAssetsError
+
+_INTERRUPTED = """
+Interrupted. Nothing is lost: finished results are in the lake and in the ledger, what was under way was given back.
+The same command goes on where this one stopped."""
+
+
+class _Failure(click.ClickException):
+    """An error of ours as click shows it: one message on stderr."""
+
+    exit_code = 1
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message."""
+        click.echo(f"mm: {self.format_message()}", file=file, err=file is None)
+
+
+class _WrongSettings(_Failure):
+    exit_code = 2
+
+
+class _Group(click.Group):
+    """A group whose commands end in one of four ways, never in a stack trace for what we raised on purpose."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except MmAssetsError as error:
+            kind = _WrongSettings if isinstance(error, ConfigError) else _Failure
+            raise kind(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo(_INTERRUPTED, err=True)
+            raise click.exceptions.Exit(130) from None
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        """List in the order of use, not of the alphabet."""
+        return list(self.commands)
+
+
+@examples(
+    "mm demo                          see it work on media that come along",
+    "mm init --source s3://my-bucket --lake s3://my-results/mm",
+    "mm doctor                        is everything in place?",
+    "mm ingest                        do all that is to do",
+    'mm search "a red car at night"   and ask',
+)
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="mm-assets", prog_name="mm")
+def main() -> None:
+    """Turn a bucket of media into searchable tables in your own bucket."""
+
+
+for _command in (init, doctor, ingest, status, search, sql, show, models, deletions, demo):
+    main.add_command(_command)

@@ -1,0 +1,147 @@
+"""``mm ingest``: progress and summary of what ``runs.ingest`` does.
+
+Put here: bars and sentences. Keep out: the order of work.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mm_assets.cli.options import config_option, examples, json_option
+from mm_assets.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from mm_assets.cli.runs import Summary
+
+Report = Callable[[str, int, int | None], None]
+_SAY_NEWS_S, _SAY_AGAIN_S = 10.0, 60.0
+_PHASES = {"discover": "listing", "process": "processing", "refresh": "tables and indexes"}
+
+
+@examples("mm ingest", "mm ingest my-bucket --json | jq .n_rows")
+@click.command()
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@click.option("--no-refresh", is_flag=True, help="Leave tables and indexes as they are.")
+@json_option
+@config_option
+def ingest(sources: tuple[str, ...], *, no_refresh: bool, as_json: bool, config: Path | None) -> None:
+    """List, process what is new, publish.
+
+    SOURCE is an alias; without one, all sources are listed. Each run is a run of Dagster and shows in its UI. It can be
+    stopped at any moment and started again. Objects that cannot be processed are told and do not fail the command.
+    """
+    summary = run_ingest(config, sources, refresh=not no_refresh)
+    if as_json:
+        print_json(to_dict(summary))
+    else:
+        print_summary(summary)
+    if summary.failed_runs:
+        raise click.exceptions.Exit(1)
+
+
+def run_ingest(config: Path | None, aliases: Sequence[str] = (), *, refresh: bool = True) -> "Summary":
+    """Ingest with progress on stderr."""
+    import dagster as dg
+
+    from mm_assets.cli import runs
+
+    try:
+        with _progress() as report:
+            return runs.ingest(config, aliases=aliases or None, refresh=refresh, on_progress=report)
+    except dg.DagsterExecutionInterruptedError as error:
+        raise KeyboardInterrupt from error
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(phase: str, done: int, total: int | None) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(_PHASES.get(phase, phase), total=total)
+            bars.update(tasks[phase], completed=done, total=total)
+
+        yield report
+
+
+class _Lines:
+    """Progress as lines: one for each phase, then news after ten seconds, and a sign of life each minute."""
+
+    def __init__(self) -> None:
+        self._said: tuple[str, int] = ("", 0)
+        self._said_at = 0.0
+
+    def __call__(self, phase: str, done: int, total: int | None) -> None:
+        waited_s = time.monotonic() - self._said_at
+        is_news = (phase, done) != self._said
+        if phase == self._said[0] and waited_s < (_SAY_NEWS_S if is_news else _SAY_AGAIN_S):
+            return
+        self._said, self._said_at = (phase, done), time.monotonic()
+        click.echo(f"{_PHASES.get(phase, phase)}: {done}" + (f" of {total}" if total is not None else ""), err=True)
+
+
+def to_dict(summary: "Summary") -> dict[str, Any]:
+    """Return plain values for JSON."""
+    fields = {field.name: getattr(summary, field.name) for field in dataclasses.fields(summary)}
+    fields["discoveries"] = [dataclasses.asdict(found) for found in summary.discoveries]
+    fields["counts"] = [
+        {"step": step, "state": state, "reason": reason, "n_objects": n}
+        for (step, state, reason), n in sorted(summary.counts.items(), key=str)
+    ]
+    return fields
+
+
+def print_summary(summary: "Summary") -> None:
+    """Say what was found, done and published, and what failed."""
+    for found in summary.discoveries:
+        click.echo(
+            f"{found.alias}: {found.n_listed} listed, {found.n_new} new, {found.n_changed} changed, {found.n_gone} gone"
+            + (f", {found.n_revived} back again" if found.n_revived else "")
+            + (f", {found.n_refused} keys that cannot be stored" if found.n_refused else "")
+        )
+        if found.alarm:
+            click.echo(f"ALARM: {found.alarm}", err=True)
+    if not (summary.n_runs or summary.failed_runs):
+        click.echo(f"Nothing to do ({summary.seconds:.1f} s).")
+    else:
+        _print_work(summary)
+    for run_id, error in summary.failed_runs.items():
+        click.echo(f"run {run_id} failed: {error}", err=True)
+    if summary.n_waiting:
+        click.echo(f"{summary.n_waiting} objects wait for another try; run `mm ingest` again, `mm status` tells why.")
+
+
+def _print_work(summary: "Summary") -> None:
+    print_table(("step", "done", "skipped", "dead", "waiting"), per_step(summary.counts))
+    if summary.n_rows:
+        click.echo()
+        print_table(("table", "rows"), sorted(summary.n_rows.items()))
+    dead = [(step, reason, n) for (step, state, reason), n in summary.counts.items() if state == "dead"]
+    for step, reason, n in sorted(dead, key=str):
+        click.echo(f"{n} objects were given up in {step}: {reason}")
+    click.echo(f"{summary.n_processed} objects in {summary.n_runs} runs, {summary.seconds:.1f} s.")
+    if summary.is_refreshed:
+        click.echo(f"Parquet: {summary.lake_uri.rstrip('/')}/tables/")
+
+
+def per_step(counts: Any) -> list[tuple[str, int, int, int, int]]:
+    """Sum counts to one row for each step: done, skipped, dead, waiting."""
+    columns = {"done": 0, "skipped": 1, "dead": 2}
+    rows: dict[str, list[int]] = {}
+    for (step, state, _), n in counts.items():
+        rows.setdefault(step, [0, 0, 0, 0])[columns.get(state, 3)] += n
+    return [(step, *numbers) for step, numbers in sorted(rows.items())]  # type: ignore[misc]

@@ -1,0 +1,35 @@
+"""Options that several commands share.
+
+Put here: click decorators. Keep out: what one command alone takes.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+AnyCommand = TypeVar("AnyCommand", bound=click.Command)
+
+
+def examples(*lines: str) -> Callable[[AnyCommand], AnyCommand]:
+    """End a command's help with examples of its use; put above ``@click.command()``."""
+
+    def decorate(command: AnyCommand) -> AnyCommand:
+        # The mark keeps click from filling the lines into a paragraph.
+        command.epilog = "\n".join(
+            ["\b", "Examples:" if len(lines) > 1 else "Example:", *(f"  {line}" for line in lines)]
+        )
+        return command
+
+    return decorate
+
+
+config_option = click.option(
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Settings file. Default: $MM_ASSETS_CONFIG, then ./mm_assets.yaml.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")

@@ -1,0 +1,69 @@
+"""``mm sql``: DuckDB over the published tables.
+
+Put here: one statement in, rows out. Keep out: the views, which ``retrieval.open_tables`` makes.
+"""
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mm_assets.cli.options import config_option, examples
+from mm_assets.cli.output import print_json, print_table
+from mm_assets.errors import ConfigError
+
+if TYPE_CHECKING:
+    import duckdb
+
+_FETCH = 10_000
+
+
+@examples(
+    'mm sql "SHOW TABLES"',
+    'mm sql "SELECT label, count(*) AS n FROM detected_objects GROUP BY label ORDER BY n DESC"',
+    'mm sql --csv "SELECT key, start_s, text FROM transcripts" > transcripts.csv',
+)
+@click.command()
+@click.argument("query")
+@click.option("--json", "form", flag_value="json", help="Print one JSON object a line.")
+@click.option("--csv", "form", flag_value="csv", help="Print CSV.")
+@config_option
+def sql(query: str, form: str | None, config: Path | None) -> None:
+    """Query the published tables with DuckDB.
+
+    Each table of docs/tables.md is a view; so are `moments` (segments with their objects) and `dead_letters`.
+    """
+    from mm_assets.cli.opening import cache_folder, open_lake
+    from mm_assets.retrieval import open_tables
+    from mm_assets.settings import load_settings
+
+    settings = load_settings(config)
+    with open_tables(open_lake(settings), cache_folder(settings)) as connection:
+        columns, rows = _run(connection, query)
+        if form == "json":
+            for row in rows:
+                print_json(dict(zip(columns, row, strict=True)))
+        elif form == "csv":
+            csv.writer(sys.stdout).writerows([columns])
+            csv.writer(sys.stdout).writerows(rows)
+        else:
+            print_table(columns, rows)
+
+
+def _run(connection: "duckdb.DuckDBPyConnection", query: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
+    import duckdb
+
+    try:
+        answer = connection.execute(query)
+    except duckdb.Error as error:
+        raise ConfigError(str(error)) from error
+    columns = [column[0] for column in answer.description or []]
+    return columns, _fetch(answer)
+
+
+def _fetch(answer: "duckdb.DuckDBPyConnection") -> Iterator[tuple[Any, ...]]:
+    while rows := answer.fetchmany(_FETCH):
+        yield from rows

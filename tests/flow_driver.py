@@ -1,0 +1,52 @@
+"""Runs flows in their order without Dagster, for tests of the flows themselves.
+
+Put here: discover, process, refresh as one call each. Keep out: assertions.
+"""
+
+from collections.abc import Sequence
+
+from mm_assets.flows import publishing, refreshing
+from mm_assets.flows.discovery import Discovery, discover
+from mm_assets.flows.generations import SPACES
+from mm_assets.flows.planning import free_lost_work, plan_batches
+from mm_assets.flows.processing import ObjectEnd, process_batch
+from mm_assets.flows.workspace import Workspace
+from mm_assets.ledger import Batch
+
+
+def plan(workspace: Workspace) -> list[Batch]:
+    """Plan all wanted work."""
+    free_lost_work(workspace)
+    return [batch for batches in plan_batches(workspace).values() for batch in batches]
+
+
+def process(workspace: Workspace) -> list[ObjectEnd]:
+    """Process all wanted work."""
+    return [end for batch in plan(workspace) for end in process_batch(workspace, batch.batch_id)]
+
+
+def refresh(workspace: Workspace) -> None:
+    """Publish and rebuild everything, as refresh_job does."""
+    publishing.publish_steps(workspace)
+    for space in SPACES.values():
+        refreshing.build_vector_index(workspace, space)
+    refreshing.build_cluster_model(workspace)
+    refreshing.build_anomaly_baseline(workspace)
+    refreshing.freeze_taxonomy(workspace)
+    publishing.publish_judgements(workspace)
+
+
+def ingest(workspace: Workspace, alias: str = "source") -> Discovery:
+    """Discover, process, refresh."""
+    found = discover(workspace, alias)
+    process(workspace)
+    refresh(workspace)
+    return found
+
+
+def column(workspace: Workspace, table: str, name: str = "key") -> Sequence[object]:
+    """Return a column of a published table."""
+    rows = workspace.lake.read_table(table, [name])
+    assert rows is not None
+    values: list[object] = rows[name].to_pylist()
+    return values

@@ -1,0 +1,259 @@
+"""Processing: one read, blame on one object, nothing twice, nothing lost."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from flow_driver import column, ingest, plan, process, refresh
+
+from mm_assets.errors import ServiceError
+from mm_assets.flows.discovery import discover
+from mm_assets.flows.extracting import SystemicFailure
+from mm_assets.flows.processing import ObjectEnd, process_batch
+from mm_assets.flows.workspace import Workspace
+from mm_assets.lake import read_provenance
+from mm_assets.ledger import Claim
+
+ALL = (*(f"picture{n}.png" for n in range(3)), "clip.mp4", "sound.wav", "broken.png", "notes.txt")
+
+
+class CountingStore:
+    """A store that counts the bytes it gives away, and fails when told to."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.n_bytes: Counter[str] = Counter()
+        self.failing: str | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def download(self, key: str, target: Path, **options: Any) -> Any:
+        """Count what was read."""
+        if self.failing is not None and self.failing in key:
+            raise ServiceError("the store is down; a later retry may help")
+        found = self._store.download(key, target, **options)
+        self.n_bytes[key] += found.n_bytes
+        return found
+
+
+@pytest.fixture
+def counted(make_workspace: Callable[..., Any]) -> Callable[..., tuple[Workspace, CountingStore]]:
+    """Open a workspace whose source counts what is read."""
+
+    def make(*names: str, **options: Any) -> tuple[Workspace, CountingStore]:
+        workspace = make_workspace(*names).open(**options)
+        store = CountingStore(workspace.sources["source"])
+        workspace.sources = {"source": store}  # type: ignore[dict-item]
+        return workspace, store
+
+    return make
+
+
+def _states(workspace: Workspace, key: str) -> dict[str, tuple[str, str | None]]:
+    [known] = workspace.ledger.objects.find(key)
+    return {str(r["step"]): (str(r["state"]), r["reason"]) for r in workspace.ledger.work.states(known.object_id)}  # type: ignore[misc]
+
+
+def test_every_object_is_read_once(counted: Callable[..., Any], media: Path) -> None:
+    """Eight steps and a second ingest cost one read of each object, and of the unsupported only the first bytes."""
+    workspace, store = counted(*ALL)
+    ingest(workspace)
+    ingest(workspace)
+
+    assert store.n_bytes == {name: min((media / name).stat().st_size, 1 << 30) for name in ALL}
+
+
+def test_every_object_and_step_has_a_row_that_says_why(counted: Callable[..., Any]) -> None:
+    """Nothing is left out in silence: done, not applicable, unsupported or dead."""
+    workspace, _ = counted(*ALL)
+    ingest(workspace)
+
+    assert _states(workspace, "clip.mp4")["transcripts"] == ("done", None)
+    assert _states(workspace, "picture0.png")["transcripts"] == ("skipped", "no audio")
+    assert _states(workspace, "notes.txt")["segments"] == ("skipped", "unsupported")
+    assert _states(workspace, "broken.png")["segments"] == ("dead", "corrupt")
+    assert _states(workspace, "broken.png")["faces"] == ("skipped", "segments_dead")
+    assert len(column(workspace, "step_states")) == len(ALL) * len(workspace.recipes)
+
+
+def test_a_broken_object_leaves_a_dead_letter_in_the_lake(counted: Callable[..., Any], tmp_path: Path) -> None:
+    """The record names the object, the reason and the recipe."""
+    workspace, _ = counted(*ALL)
+    ingest(workspace)
+
+    [letter] = (tmp_path / "lake" / "dead_letters").rglob("*.json")
+    text = letter.read_text()
+    assert '"key": "broken.png"' in text
+    assert '"reason": "corrupt"' in text
+    assert workspace.recipes["segments"] in text
+
+
+def test_a_model_that_fails_on_one_object_fails_that_object_alone(counted: Callable[..., Any]) -> None:
+    """The batch is narrowed down; the other steps of the object are done, too."""
+    workspace, _ = counted(*ALL, fails_on="picture1", failing_step="faces")
+    ingest(workspace)
+
+    assert _states(workspace, "picture1.png")["faces"] == ("wanted", "model_error")
+    assert _states(workspace, "picture1.png")["visual_embeddings"] == ("done", None)
+    assert set(column(workspace, "faces")) == {"picture0.png", "picture2.png", "clip.mp4"}
+
+
+def test_three_tries_then_a_dead_letter(counted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault that a retry might mend gets its tries, and then an end."""
+    monkeypatch.setattr("mm_assets.flows.ends._BACKOFF_S", 0.0)
+    workspace, _ = counted("picture0.png", "picture1.png", fails_on="picture1", failing_step="faces")
+    discover(workspace, "source")
+    ends = []
+    for _ in range(4):
+        process(workspace)
+        ends.append(_states(workspace, "picture1.png")["faces"])
+
+    assert ends == [("wanted", "model_error"), ("wanted", "model_error"), ("dead", "model_error"), ("dead", "model_error")]
+
+
+def test_a_model_that_fails_on_everything_blames_no_object(counted: Callable[..., Any]) -> None:
+    """The run fails; the objects keep all their tries."""
+    pictures = [f"picture{n}.png" for n in range(6)]
+    workspace, _ = counted(*pictures, fails_on="picture", failing_step="faces")
+    discover(workspace, "source")
+
+    with pytest.raises(SystemicFailure, match="faces failed for all 6"):
+        process(workspace)
+
+    rows = [row for key in pictures for row in workspace.ledger.work.states(workspace.ledger.objects.find(key)[0].object_id)]
+    assert {(row["state"], row["tries"]) for row in rows} == {("wanted", 0)}
+
+
+def test_an_outage_burns_no_try(counted: Callable[..., Any]) -> None:
+    """What the world did is tried again later; the rest of the batch is done."""
+    workspace, store = counted("picture0.png", "picture1.png")
+    store.failing = "picture1"
+    discover(workspace, "source")
+    process(workspace)
+
+    assert {state for state, _ in _states(workspace, "picture1.png").values()} == {"wanted"}
+    [known] = workspace.ledger.objects.find("picture1.png")
+    assert {row["tries"] for row in workspace.ledger.work.states(known.object_id)} == {0}
+    assert _states(workspace, "picture0.png")["faces"] == ("done", None)
+
+
+def test_an_object_overwritten_before_it_is_read_waits_for_the_next_listing(make_workspace: Callable[..., Any]) -> None:
+    """Bytes of one version are never stored under the name of another."""
+    place = make_workspace("picture0.png")
+    workspace = place.open()
+    discover(workspace, "source")
+    (place.source / "picture0.png").write_bytes((place.media / "picture1.png").read_bytes())
+    process(workspace)
+    assert {reason for _, reason in _states(workspace, "picture0.png").values()} == {"changed"}
+
+    ingest(workspace)
+
+    live, old = workspace.ledger.objects.find("picture0.png")
+    assert column(workspace, "raw_objects", "object_id") == [live.object_id]
+    assert old.state == "superseded"
+
+
+def test_a_run_that_stops_midway_gives_back_its_claims(counted: Callable[..., Any]) -> None:
+    """The next run finishes the rest and repeats nothing that was told."""
+    workspace, store = counted(*ALL)
+    discover(workspace, "source")
+    [batch] = plan(workspace)
+    ends: Iterator[ObjectEnd] = process_batch(workspace, batch.batch_id)
+    next(ends)
+    ends.close()  # type: ignore[attr-defined]
+
+    process(workspace)
+
+    assert {state for key in ALL for state, _ in _states(workspace, key).values()} <= {"done", "skipped", "dead"}
+    assert max(store.n_bytes.values()) <= max((n for n in store.n_bytes.values()), default=0)
+
+
+def test_results_written_before_a_kill_are_adopted(counted: Callable[..., Any]) -> None:
+    """A worker that died after its files and before the ledger costs no second read."""
+    workspace, store = counted("clip.mp4")
+    discover(workspace, "source")
+    process(workspace)
+    read = dict(store.n_bytes)
+    [known] = workspace.ledger.objects.find("clip.mp4")
+    for step in ("raw_objects", "segments", "faces"):
+        workspace.ledger.work.want_again(step, workspace.recipes[step], [known.object_id])
+
+    process(workspace)
+
+    assert dict(store.n_bytes) == read
+    assert _states(workspace, "clip.mp4")["segments"] == ("done", None)
+
+
+def test_a_model_runs_from_stored_segments(counted: Callable[..., Any]) -> None:
+    """Asking for one step again reads the lake, not the source."""
+    workspace, store = counted("clip.mp4")
+    ingest(workspace)
+    store.n_bytes.clear()
+    [known] = workspace.ledger.objects.find("clip.mp4")
+    workspace.ledger.work.want_again("faces", workspace.recipes["faces"], [known.object_id])
+
+    process(workspace)
+
+    assert not store.n_bytes
+    assert _states(workspace, "clip.mp4")["faces"] == ("done", None)
+
+
+def test_a_result_file_says_where_it_comes_from(counted: Callable[..., Any], tmp_path: Path) -> None:
+    """Model, revision, digest, parameters and versions are in the file's own metadata."""
+    workspace, _ = counted("picture0.png")
+    ingest(workspace)
+
+    [file] = (tmp_path / "lake" / "results" / "visual_embeddings").rglob("*.parquet")
+    described = read_provenance(pq.read_schema(file))
+    assert {"step", "recipe", "code_version", "params", "model", "revision", "digest"} <= described.keys()
+    assert described["recipe"] == workspace.recipes["visual_embeddings"] == file.parent.parent.name
+
+
+def test_results_are_the_same_bytes_when_made_again(counted: Callable[..., Any], tmp_path: Path) -> None:
+    """A plain overwrite is safe on stores without conditional writes."""
+    workspace, _ = counted("clip.mp4", "picture0.png")
+    discover(workspace, "source")
+    process(workspace)
+    files = {f: f.read_bytes() for f in (tmp_path / "lake" / "results").rglob("*.parquet")}
+    for key in ("clip.mp4", "picture0.png"):
+        [known] = workspace.ledger.objects.find(key)
+        for step in workspace.recipes:
+            workspace.ledger.work.want_again(step, workspace.recipes[step], [known.object_id])
+    for file in files:
+        file.unlink()
+
+    process(workspace)
+
+    assert {f: f.read_bytes() for f in (tmp_path / "lake" / "results").rglob("*.parquet")} == files
+
+
+def test_split_by_device_runs_models_after_decoding(make_workspace: Callable[..., Any]) -> None:
+    """CPU batches come first, GPU batches once the segments are there, and both end in the same ledger."""
+    workspace = make_workspace("clip.mp4", "picture0.png", kubernetes={"split_by_device": True}).open()
+    discover(workspace, "source")
+    first = plan(workspace)
+    for batch in first:
+        list(process_batch(workspace, batch.batch_id))
+    second = plan(workspace)
+    for batch in second:
+        list(process_batch(workspace, batch.batch_id))
+
+    assert [set(batch.steps) & {"segments", "faces"} for batch in (*first, *second)] == [{"segments"}, {"faces"}]
+    assert plan(workspace) == []
+    assert {state for state, _ in _states(workspace, "clip.mp4").values()} == {"done"}
+
+
+def test_claims_name_what_they_hold(counted: Callable[..., Any]) -> None:
+    """An end belongs to the claim that made it."""
+    workspace, _ = counted("picture0.png")
+    discover(workspace, "source")
+
+    [end] = process(workspace)
+
+    assert isinstance(end.claim, Claim)
+    assert {e.step for e in end.ends} == set(workspace.recipes)
+    refresh(workspace)

@@ -1,0 +1,232 @@
+"""Publishing and refresh: only what changed, models never mixed, generations named by their content."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from fakes import FakeFaces
+from flow_driver import column, ingest, process, refresh
+
+from mm_assets.errors import ConfigError
+from mm_assets.flows.discovery import discover
+from mm_assets.flows.publishing import publish_steps, stale_step_shards
+from mm_assets.flows.refreshing import needs_refresh, write_scan_report
+from mm_assets.retrieval import open_tables
+
+PICTURES = tuple(f"picture{n}.png" for n in range(6))
+SMALL_SHARDS = {"shard_objects": 2, "min_cluster_size": 2}
+
+
+def _files(lake: Path) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for file in lake.rglob("*") if file.is_file()}
+
+
+def test_nothing_new_writes_nothing(make_workspace: Callable[..., Any], tmp_path: Path) -> None:
+    """A second ingest leaves every file of the lake as it is."""
+    workspace = make_workspace(*PICTURES, "clip.mp4").open()
+    ingest(workspace)
+    before = _files(tmp_path / "lake")
+    assert not needs_refresh(workspace)
+
+    ingest(workspace)
+
+    assert _files(tmp_path / "lake") == before
+
+
+def test_only_changed_shards_are_written(make_workspace: Callable[..., Any], tmp_path: Path) -> None:
+    """One overwritten object costs the files of its shard."""
+    place = make_workspace(*PICTURES, refresh=SMALL_SHARDS)
+    workspace = place.open()
+    ingest(workspace)
+    tables = tmp_path / "lake" / "tables" / "visual_embeddings"
+    before = _files(tables)
+    assert len(before) == 3
+    (place.source / "picture2.png").write_bytes((place.media / "clip.mp4").read_bytes())
+    discover(workspace, "source")
+    process(workspace)
+
+    publish_steps(workspace)
+
+    changed = {file.parent.name for file, at in _files(tables).items() if before.get(file) != at}
+    assert changed == {"shard=1"}
+
+
+def test_a_shard_without_objects_is_withdrawn(make_workspace: Callable[..., Any], tmp_path: Path) -> None:
+    """No empty files pile up, and a glob always finds a schema."""
+    place = make_workspace(*PICTURES, refresh=SMALL_SHARDS)
+    workspace = place.open()
+    ingest(workspace)
+    for name in ("picture4.png", "picture5.png"):
+        (place.source / name).unlink()
+
+    ingest(workspace)
+
+    shards = {file.parent.name for file in (tmp_path / "lake" / "tables").rglob("*.parquet")}
+    assert shards == {"shard=0", "shard=1"}
+
+
+def test_a_glob_reads_each_object_once(make_workspace: Callable[..., Any], tmp_path: Path) -> None:
+    """DuckDB over the plain files, with nothing of ours running."""
+    duckdb = pytest.importorskip("duckdb")
+    workspace = make_workspace(*PICTURES, "clip.mp4", refresh=SMALL_SHARDS).open()
+    ingest(workspace)
+
+    files = f"{tmp_path}/lake/tables/visual_embeddings/**/*.parquet"
+    [counts] = duckdb.sql(f"SELECT count(*), count(DISTINCT segment_id) FROM '{files}'").fetchall()
+
+    assert counts == (8, 8)
+
+
+def test_a_changed_model_recomputes_its_step_and_nothing_else(
+    make_workspace: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the step and its recipe change; tables switch when all objects are done, never in between."""
+    place = make_workspace(*PICTURES)
+    workspace = place.open()
+    ingest(workspace)
+    old = workspace.recipes["faces"]
+    results = _files(tmp_path / "lake" / "results")
+    monkeypatch.setattr(FakeFaces, "code_version", "next")
+    changed = place.open()
+    assert {step for step, recipe in changed.recipes.items() if recipe != workspace.recipes[step]} == {"faces"}
+
+    discover(changed, "source")
+    publish_steps(changed)
+    assert set(column(changed, "faces", "recipe")) == {old}
+    process(changed)
+    refresh(changed)
+
+    assert set(column(changed, "faces", "recipe")) == {changed.recipes["faces"]}
+    new = set(_files(tmp_path / "lake" / "results")) - set(results)
+    assert len(new) == 6
+    assert {file.parts[-4] for file in new} == {"faces"}
+
+
+def test_steps_that_read_each_other_switch_together(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of new segments never stand beside features of the old ones."""
+    place = make_workspace(*PICTURES[:2])
+    ingest(place.open())
+    monkeypatch.setitem(__import__("mm_assets.flows.recipes").flows.recipes.DECODING_CODE_VERSIONS, "segments", "next")
+    changed = place.open()
+    discover(changed, "source")
+    publish_steps(changed)
+    published = changed.ledger.catalog.published()
+    assert all(published[step] != changed.recipes[step] for step in changed.recipes if step != "raw_objects")
+
+    process(changed)
+    publish_steps(changed)
+
+    assert changed.ledger.catalog.published() == dict(changed.recipes)
+
+
+def test_a_lost_result_is_wanted_again(make_workspace: Callable[..., Any], tmp_path: Path) -> None:
+    """A file that the ledger calls done and the lake does not have is made again, not papered over."""
+    workspace = make_workspace(*PICTURES[:2]).open()
+    discover(workspace, "source")
+    process(workspace)
+    lost = next((tmp_path / "lake" / "results" / "faces").rglob("*.parquet"))
+    lost.unlink()
+
+    assert publish_steps(workspace).n_missing == 1
+    assert len(column(workspace, "faces")) == 1
+    process(workspace)
+    publish_steps(workspace)
+
+    assert len(column(workspace, "faces")) == 2
+    assert lost.is_file()
+
+
+def test_a_generation_is_named_by_what_it_was_made_of(make_workspace: Callable[..., Any]) -> None:
+    """Going back to the same objects is the same generation."""
+    place = make_workspace(*PICTURES[:3])
+    workspace = place.open()
+    ingest(workspace)
+    first = workspace.ledger.catalog.generations()
+    place.add("picture5.png")
+    ingest(workspace)
+    second = workspace.ledger.catalog.generations()
+    (place.source / "picture5.png").unlink()
+    ingest(workspace)
+
+    changed = {name for name in first if first[name]["generation"] != second[name]["generation"]}
+    assert changed == {"indexes/visual", "indexes/face", "clusters/visual", "baselines/visual"}
+    assert workspace.ledger.catalog.generations() == first
+
+
+def test_editing_the_taxonomy_tags_anew_without_a_model_run(make_workspace: Callable[..., Any], tmp_path: Path) -> None:
+    """Tags follow the file, in both directions, and no result is written."""
+    workspace = make_workspace(*PICTURES[:3]).open()
+    ingest(workspace)
+    assert len(column(workspace, "tags")) == 3
+    results = _files(tmp_path / "lake" / "results")
+    taxonomy = tmp_path / "state" / "taxonomy.yaml"
+    taxonomy.write_text(taxonomy.read_text().replace("threshold: -1.0", "threshold: 0.999"), encoding="utf-8")
+
+    refresh(workspace)
+
+    assert column(workspace, "tags") == []
+    assert _files(tmp_path / "lake" / "results") == results
+
+
+def test_judgements_on_arrival_equal_those_of_the_refresh(make_workspace: Callable[..., Any], tmp_path: Path) -> None:
+    """An object is scored when it comes, against what was frozen before."""
+    place = make_workspace(*PICTURES[:4], refresh=SMALL_SHARDS)
+    workspace = place.open()
+    ingest(workspace)
+    generation = workspace.ledger.catalog.generations()["baselines/visual"]["generation"]
+    place.add("picture5.png")
+    discover(workspace, "source")
+
+    [end] = process(workspace)
+
+    assert set(end.judgements) == {"tags", "cluster_assignments", "anomaly_scores"}
+    assert end.judgements["anomaly_scores"]["generation"].to_pylist() == [generation]
+    [file] = (tmp_path / "lake" / "judgements" / "anomaly_scores" / generation).glob("*.parquet")
+    assert pq.read_table(file, partitioning=None).num_rows == 1
+
+
+def test_a_published_file_that_vanished_comes_back(make_workspace: Callable[..., Any], tmp_path: Path) -> None:
+    """Forgetting a shard's fingerprint is enough to have it written again."""
+    workspace = make_workspace(*PICTURES[:2]).open()
+    ingest(workspace)
+    (tmp_path / "lake" / "tables" / "segments" / "shard=0" / "part-0.parquet").unlink()
+    workspace.ledger.catalog.forget_shard_files([("segments", 0)])
+    assert list(stale_step_shards(workspace)) == [("segments", 0)]
+
+    publish_steps(workspace)
+
+    assert len(column(workspace, "segments")) == 2
+
+
+def test_the_report_counts_what_there_is(make_workspace: Callable[..., Any]) -> None:
+    """Every step and state of the live objects is in it."""
+    workspace = make_workspace(*PICTURES[:2], "broken.png").open()
+    ingest(workspace)
+
+    rows = write_scan_report(workspace)["rows"]
+
+    assert {"bucket": "source", "step": None, "state": "live", "reason": None, "n_objects": 3} in rows
+    assert {"bucket": None, "step": "segments", "state": "dead", "reason": "corrupt", "n_objects": 1} in rows
+
+
+def test_before_the_first_publish_questions_get_a_clear_answer(make_workspace: Callable[..., Any], tmp_path: Path) -> None:
+    """An empty lake says what to do."""
+    workspace = make_workspace().open()
+
+    with pytest.raises(ConfigError, match="mm ingest"):
+        open_tables(workspace.lake, tmp_path / "cache")
+
+
+def test_an_empty_source_publishes_empty_tables(make_workspace: Callable[..., Any], tmp_path: Path) -> None:
+    """Every table can be read from the first refresh on."""
+    workspace = make_workspace().open()
+    ingest(workspace)
+
+    with open_tables(workspace.lake, tmp_path / "cache") as connection:
+        tables = {row[0] for row in connection.execute("SHOW TABLES").fetchall()}
+        assert {"raw_objects", "segments", "faces", "tags", "anomaly_scores", "dead_letters", "moments"} <= tables
+        assert connection.execute("SELECT count(*) FROM moments").fetchone() == (0,)

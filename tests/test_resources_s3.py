@@ -1,0 +1,134 @@
+"""Clients and stores from settings."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from s3_server import Answer, fault_server, moto_server
+
+from mm_assets.buckets.local import LocalStore
+from mm_assets.buckets.s3 import S3Store
+from mm_assets.errors import ConfigError
+from mm_assets.resources.s3 import BucketS3Resource, open_store, to_timestamp
+from mm_assets.settings import Location
+
+KEYS = {"access_key_id": "id", "secret_access_key": "secret"}
+
+
+@pytest.fixture(autouse=True)
+def _no_keys_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Hide the keys of whoever runs the tests, and the metadata service of a cloud machine."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+
+
+@pytest.fixture(scope="module")
+def server_url() -> Iterator[str]:
+    """Run an S3 server."""
+    with moto_server() as url:
+        yield url
+
+
+def bucket(**changes: str) -> Location:
+    """Return the settings of a bucket."""
+    return Location.model_validate({"uri": "s3://bucket/a/b", "region": "us-east-1", **KEYS, **changes})
+
+
+def test_open_store_opens_buckets_and_folders(server_url: str, tmp_path: Path) -> None:
+    """A bucket's keys lie below the location's prefix, a folder's below the folder; both take what is put."""
+    location = bucket(endpoint_url=server_url)
+    client = BucketS3Resource.from_location(location).get_client()
+    client.create_bucket(Bucket="bucket")
+    store = open_store(location, server_side_encryption="AES256")
+    assert isinstance(store, S3Store)
+    assert store.uri == "s3://bucket/a/b"
+    store.put("k", b"x")
+    head = client.head_object(Bucket="bucket", Key="a/b/k")
+    assert (head["ContentLength"], head["ServerSideEncryption"]) == (1, "AES256")
+    folder = open_store(Location(uri=str(tmp_path / "lake")), create=True)
+    assert isinstance(folder, LocalStore)
+    folder.put("k", b"x")
+    assert (tmp_path / "lake" / "k").read_bytes() == b"x"
+
+
+def test_client_sends_what_other_services_take() -> None:
+    """SigV4 with the right region, path style, our name, Content-MD5; no checksum header; one attempt."""
+    seen: list[dict[str, str]] = []
+    with fault_server(Answer(headers={"ETag": "e"}), Answer(503)) as server:
+        location = bucket(endpoint_url=server.url, region="us-west-004")
+        client = BucketS3Resource.from_location(location).get_client()
+        client.meta.events.register("before-send.s3", lambda request, **_: seen.append(dict(request.headers.items())))
+        client.put_object(Bucket="bucket", Key="k", Body=b"x", ContentMD5="nd0EyUExdIFqTBPb8+CoRg==")
+        with pytest.raises(client.exceptions.ClientError):
+            client.head_object(Bucket="bucket", Key="k")
+    assert server.requests == ["PUT /bucket/k", "HEAD /bucket/k"]
+    sent = {name.lower(): str(value) for name, value in seen[0].items()}
+    assert "/us-west-004/s3/aws4_request" in str(sent["authorization"])
+    assert not [name for name in sent if "checksum" in name]
+    assert "content-md5" in sent
+    assert re.search(r"mm_assets/\d", sent["user-agent"])
+
+
+def test_client_addresses_virtual_hosts_where_asked() -> None:
+    """``addressing_style: virtual`` puts the bucket into the host name."""
+    location = bucket(endpoint_url="https://s3.example.invalid", addressing_style="virtual")
+    client = BucketS3Resource.from_location(location).get_client()
+    url = client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "k"})
+    assert url.startswith("https://bucket.s3.example.invalid/k?")
+
+
+def test_missing_keys_name_the_variables() -> None:
+    """Without keys anywhere, the error says where they are looked for; nothing is asked of any service."""
+    location = Location(uri="s3://bucket", endpoint_url="http://127.0.0.1:9", region="r")
+    with pytest.raises(ConfigError, match=r"MM_ASSETS_LAKE__ACCESS_KEY_ID.*profile.*AWS_ACCESS_KEY_ID"):
+        open_store(location)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"profile": "no-such-profile"}, {"endpoint_url": "not a url"}, {"access_key_id": "id", "secret_access_key": None}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_wrong_settings_are_config_errors(changes: dict[str, str]) -> None:
+    """An unknown profile, an endpoint that is no URL, half a pair of keys: said when the store is opened."""
+    with pytest.raises(ConfigError, match=r"check|half"):
+        open_store(bucket(**changes))
+
+
+def test_keys_come_from_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile's keys are used where none are given; boto3's own variables work as well."""
+    (tmp_path / "credentials").write_text("[mine]\naws_access_key_id = from-profile\naws_secret_access_key = s\n")
+    location = Location(uri="s3://bucket", profile="mine", region="us-east-1")
+    url = _signed(location)
+    assert "from-profile" in url
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "from-variable")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    assert "from-variable" in _signed(Location(uri="s3://bucket", region="us-east-1"))
+
+
+def _signed(location: Location) -> str:
+    client = BucketS3Resource.from_location(location).get_client()
+    return client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "k"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-21T05:00:00Z",
+        "2026-11-21T05:00:00.000Z",
+        "2026-11-21T05:00:00.000000Z",
+        "20261121T050000Z",
+        "Sat, 21 Nov 2026 05:00:00 GMT",
+        "2026-11-21T06:00:00+01:00",
+        1795237200,
+        "1795237200",
+    ],
+)
+def test_timestamps_of_every_form_are_read(text: object) -> None:
+    """The fast way for LIST and botocore's for the rest give the same moment, with its zone."""
+    assert to_timestamp(text) == datetime(2026, 11, 21, 5, tzinfo=UTC)

@@ -52,6 +52,29 @@ class Driver:
         """Plan everything and run every batch."""
         return [self.run("ingest_job", batch, resource=resource) for batch in self.plan()]
 
+    def tick(self, sensor: str, cursor: str | None = None, resource: FakeWorkspaceResource | None = None) -> Any:
+        """Evaluate a sensor as the daemon does; returns its SensorExecutionData."""
+        resource = resource or self.place.resource()
+        defs = build_defs(resource)
+        context = dg.build_sensor_context(
+            instance=self.instance, cursor=cursor, definitions=defs, resources={"workspace": resource}
+        )
+        return defs.get_repository_def().get_sensor_def(sensor).evaluate_tick(context)
+
+    def execute(self, request: Any, resource: FakeWorkspaceResource | None = None) -> dg.ExecuteInProcessResult:
+        """Execute what a sensor asked for."""
+        return (
+            build_defs(resource or self.place.resource())
+            .resolve_job_def(request.job_name)
+            .execute_in_process(
+                instance=self.instance,
+                run_config={**request.run_config, **QUIET},
+                partition_key=request.partition_key,
+                tags=dict(request.tags),
+                raise_on_error=False,
+            )
+        )
+
     def key(self, name: str) -> str:
         """Partition key of the live version of a file."""
         [known] = [item for item in self.workspace.ledger.objects.find(name) if item.state == "live"]

@@ -34,6 +34,11 @@ class Place:
         return self.folder / "mm_assets.yaml"
 
     @property
+    def source(self) -> Path:
+        """The watched folder."""
+        return self.folder / "source"
+
+    @property
     def lake(self) -> Path:
         """The folder of the results."""
         return self.folder / "lake"

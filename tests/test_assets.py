@@ -21,6 +21,7 @@ from mm_assets.definitions import build_defs
 from mm_assets.flows.generations import SPACES, load_index
 from mm_assets.flows.workspace import Workspace
 from mm_assets.indexing import VectorIndex
+from mm_assets.resources.workspace import WorkspaceResource
 from mm_assets.schemas import JUDGEMENT_TABLES
 from mm_assets.vectors import from_arrow, to_arrow
 
@@ -52,8 +53,8 @@ def test_bulk_lane_materializes_what_each_kind_of_media_has(
     picture, sound, clip = (driver.key(name) for name in ("picture0.png", "sound.wav", "clip.mp4"))
     assert result.success
     assert materialized(result) == {
-        **dict.fromkeys(("raw_objects", "segments", "media_quality"), {picture, sound, clip}),
-        **dict.fromkeys(set(OF_PICTURES) - {"media_quality"}, {picture, clip}),
+        **{step: {picture, sound, clip} for step in ("raw_objects", "segments", "media_quality")},
+        **{step: {picture, clip} for step in set(OF_PICTURES) - {"media_quality"}},
         "transcripts": {sound, clip},
     }
 
@@ -214,7 +215,8 @@ def stale(instance: dg.DagsterInstance, changed: dict[str, str], key: str) -> di
         name = spec.key.to_user_string()
         return spec.replace_attributes(code_version=changed[name]) if name in changed else spec
 
-    graph = dg.Definitions(assets=[process_objects.map_asset_specs(change), *COLLECTION]).resolve_asset_graph()
+    assets = [process_objects.map_asset_specs(change), *COLLECTION]
+    graph = dg.Definitions(assets=assets, resources={"workspace": WorkspaceResource()}).resolve_asset_graph()
     resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
     per_object = {asset.to_user_string() for asset in process_objects.keys}
     return {
@@ -297,11 +299,16 @@ def lengthen(rows: pa.Table) -> pa.Table:
     return rows.set_column(place, rows.schema.field(place), doubled.cast(rows.schema.field(place).type))
 
 
+def retype(rows: pa.Table) -> pa.Table:
+    """Write the length of each tag where the tag should be."""
+    return rows.set_column(rows.schema.get_field_index("tag"), "tag", pc.binary_length(rows["tag"]))
+
+
 def drop_from_index(driver: Driver) -> tuple[Path, bytes]:
     """Take one vector out of the stored index of the visual space."""
     loaded = load_index(driver.workspace, SPACES["visual"])
     assert loaded is not None
-    index, manifest = loaded
+    _, manifest = loaded
     file = driver.place.lake / SPACES["visual"].generation_name / manifest["generation"] / "index.faiss"
     kept = file.read_bytes()
     smaller = VectorIndex.from_bytes(kept, manifest["parameters"])
@@ -318,9 +325,7 @@ BREAKAGES: dict[str, tuple[Callable[[Driver], tuple[Path, bytes]], set[str]]] = 
         {"tables.schemas_are_exact"},
     ),
     "a column of another type": (
-        lambda driver: edit_shard(
-            driver, "tags", lambda rows: rows.set_column(8, "tag", pc.binary_length(rows["tag"]))
-        ),
+        lambda driver: edit_shard(driver, "tags", retype),
         {"judgement_tables.schemas_are_exact"},
     ),
     "an id twice": (

@@ -100,7 +100,7 @@ def test_a_large_share_gone_at_once_stops(make_workspace: Callable[..., Any]) ->
     """More than the allowed share of a source is an alarm, not a deletion."""
     place = make_workspace()
     for number in range(40):
-        place.add("notes.txt", notes=f"n{number:02d}")
+        (place.source / f"n{number:02d}.txt").write_text(str(number), encoding="utf-8")
     workspace = place.open()
     discover(workspace, "source")
     for number in range(12):
@@ -160,7 +160,7 @@ def test_hostile_keys_reach_the_tables_as_they_are(make_workspace: Callable[...,
 def test_a_copy_of_an_object_is_an_object_of_its_own(make_workspace: Callable[..., Any]) -> None:
     """The same bytes under two keys are two objects with one checksum."""
     place = make_workspace("picture0.png")
-    place.add("picture0.png", picture0="copy")
+    (place.source / "copy.png").write_bytes((place.media / "picture0.png").read_bytes())
     workspace = place.open()
     ingest(workspace)
 

@@ -10,17 +10,8 @@ from typing import IO, Any
 
 import click
 
-from mm_assets.cli.deletions import deletions
-from mm_assets.cli.demo import demo
-from mm_assets.cli.doctor import doctor
-from mm_assets.cli.ingest import ingest
-from mm_assets.cli.init import init
-from mm_assets.cli.models import models
+from mm_assets.cli import deletions, demo, doctor, ingest, init, models, search, show, sql, status
 from mm_assets.cli.options import examples
-from mm_assets.cli.search import search
-from mm_assets.cli.show import show
-from mm_assets.cli.sql import sql
-from mm_assets.cli.status import status
 from mm_assets.errors import ConfigError, MmAssetsError
 
 _INTERRUPTED = """
@@ -74,5 +65,17 @@ def main() -> None:
     """Turn a bucket of media into searchable tables in your own bucket."""
 
 
-for _command in (init, doctor, ingest, status, search, sql, show, models, deletions, demo):
+_COMMANDS = (
+    init.init,
+    doctor.doctor,
+    ingest.ingest,
+    status.status,
+    search.search,
+    sql.sql,
+    show.show,
+    models.models,
+    deletions.deletions,
+    demo.demo,
+)
+for _command in _COMMANDS:
     main.add_command(_command)

@@ -4,34 +4,45 @@ Put here: the tour. Keep out: anything that a user's own bucket would be treated
 settings file and runs the same code as ``mm ingest`` and ``mm search``.
 """
 
+import json
+import math
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
 from mm_assets.cli.options import examples
-from mm_assets.cli.output import print_table, printable
+from mm_assets.cli.output import place, print_table, printable
 from mm_assets.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mm_assets.retrieval import Moment
     from mm_assets.settings import Settings
 
 _QUESTIONS = (
-    "a red circle",
-    "a green triangle",
-    "a yellow star",
+    "a large white heart on a red background",
+    "a black diamond above a cyan star",
+    "a purple cross",
     "something on a blue background",
-    "a person",
+    "a person with a tree",
 )
 _ANSWERS = 3
 _ANOMALIES = """
     SELECT bucket || '/' || key, start_s, end_s, page_number, round(anomaly_score, 3)
     FROM anomaly_scores WHERE is_anomaly ORDER BY anomaly_score DESC, distance DESC LIMIT 8"""
+_FAULTS = """
+    SELECT bucket || '/' || key, start_s, end_s, page_number, concat_ws(', ', CASE WHEN is_blurred THEN 'blurred' END,
+        CASE WHEN is_dark THEN 'dark' END, CASE WHEN is_blank THEN 'blank' END, CASE WHEN is_silent THEN 'silent' END,
+        CASE WHEN is_frozen THEN 'frozen' END) AS faults
+    FROM media_quality WHERE faults != '' ORDER BY key, start_s"""
 _DEAD = "SELECT bucket || '/' || key, step, reason, error FROM dead_letters ORDER BY key, step"
+
+
+Captions: TypeAlias = dict[str, list[tuple[float, float, str]]]
 
 
 @examples("mm demo", "mm demo --store s3 --out demo-s3")
@@ -111,14 +122,29 @@ def _tour(config: Path, *, is_kept: bool) -> None:
     if summary.failed_runs:
         raise click.exceptions.Exit(1)
     settings = load_settings(config)
-    _ask(settings)
+    _ask(settings, read_captions(_find_media().parent / "truth.json"))
     folder = _look(settings)
     _say_next(config, folder, is_kept=is_kept)
 
 
-def _ask(settings: "Settings") -> None:
+def read_captions(file: Path) -> Captions:
+    """Read what was drawn into the media: key → (start, end, caption) of each scene; a still is there at any time."""
+    objects = json.loads(file.read_text(encoding="utf-8"))["objects"] if file.is_file() else []
+    return {
+        item["key"]: [(s.get("start_s") or 0.0, s.get("end_s") or math.inf, s["caption"]) for s in item["scenes"]]
+        for item in objects
+    }
+
+
+def caption_of(captions: Captions, moment: "Moment") -> str:
+    """Return what was drawn into the frame that stands for a moment; '' where nothing was noted."""
+    at = moment.frame_s or 0.0
+    return next((text for start, end, text in captions.get(moment.key, ()) if start <= at <= end), "")
+
+
+def _ask(settings: "Settings", captions: Captions) -> None:
+    """Ask five questions; beside each answer stands what was really drawn there."""
     from mm_assets.cli.opening import open_retriever
-    from mm_assets.cli.search import print_moments
 
     started = time.monotonic()
     retriever = open_retriever(settings)
@@ -128,22 +154,31 @@ def _ask(settings: "Settings") -> None:
         started = time.monotonic()
         moments = retriever.search_text(question, limit=_ANSWERS)
         click.echo(f"\nmm search {question!r}  ({(time.monotonic() - started) * 1000:.0f} ms)")
-        print_moments(moments)
+        rows = [
+            (
+                f"{m.bucket}/{m.key}",
+                place(m.start_s, m.end_s, m.page_number),
+                f"{m.similarity:.2f}",
+                caption_of(captions, m),
+            )
+            for m in moments
+        ]
+        print_table(("object", "where", "similarity", "what was drawn there"), rows)
 
 
 def _look(settings: "Settings") -> Path:
     """Print anomalies and dead letters; returns the folder that holds the tables as files."""
     from mm_assets.cli.opening import cache_folder, open_lake
-    from mm_assets.cli.output import place
     from mm_assets.mirror import local_copy
     from mm_assets.retrieval import open_tables
 
     lake, cache = open_lake(settings), cache_folder(settings)
     with open_tables(lake, cache) as connection:
-        found = connection.execute(_ANOMALIES).fetchall()
-        dead = connection.execute(_DEAD).fetchall()
+        strange, faults, dead = (connection.execute(query).fetchall() for query in (_ANOMALIES, _FAULTS, _DEAD))
     click.echo("\nUnlike the rest of the collection:")
-    print_table(("object", "where", "anomaly_score"), [(row[0], place(*row[1:4]), row[4]) for row in found])
+    print_table(("object", "where", "anomaly_score"), [(row[0], place(*row[1:4]), row[4]) for row in strange])
+    click.echo("\nFaults of the media themselves:")
+    print_table(("object", "where", "faults"), [(row[0], place(*row[1:4]), row[4]) for row in faults])
     click.echo("\nGiven up, and why (the rest went on):")
     print_table(("object", "step", "reason", "error"), dead)
     return local_copy(lake, "tables/", cache)

@@ -154,6 +154,8 @@ def _print_found(table: str, found: list[dict[str, Any]]) -> None:
 
 def _named(name: str, value: object) -> str:
     """Write truths by their name, other values as they are."""
+    if name == "cluster_id" and value is None:
+        return "no cluster"
     if isinstance(value, bool):
         return name.removeprefix("is_") if value else ""
     return printable(value)

@@ -107,6 +107,7 @@ def publish_steps(workspace: Workspace, on_file: Callable[[str], None] = lambda 
             table = step_table(workspace, name)
             rows, n_missing = _gather(workspace, name, shard, recipes[name])
             outcome.n_missing += n_missing
+            fingerprint = fingerprint if not n_missing else "incomplete"
             dim = _dim(rows)
         _write(workspace, table, shard, rows, dim, fingerprint)
         outcome.n_written += 1

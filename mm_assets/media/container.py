@@ -82,23 +82,30 @@ class Clock:
 
     def __init__(self, media_type: MediaType) -> None:
         self._can_jump = media_type.container in {"mpegts", "mpeg"}
-        self._offset_s = Fraction(0)
+        self._newest_s = Fraction(0)
+        self._offsets_s: dict[int, Fraction] = {}  # by stream: at a joint, packets from before and after it are mixed
         self._last_s: dict[int, Fraction] = {}
 
     def correct(self, packet: Any) -> None:
         """Shift the packet's time stamps, in place."""
         if not self._can_jump or packet.dts is None:
             return
-        here_s = packet.dts * packet.time_base + self._offset_s
-        last_s = self._last_s.get(packet.stream.index, here_s)
-        if not -_JUMP_BACK_S < here_s - last_s < _JUMP_AHEAD_S:
-            self._offset_s += last_s - here_s
-            here_s = last_s
-        self._last_s[packet.stream.index] = here_s
-        ticks = round(self._offset_s / packet.time_base)
+        index, stamp_s = packet.stream.index, packet.dts * packet.time_base
+        offset_s = self._offset_s(index, stamp_s)
+        self._offsets_s[index], self._last_s[index] = offset_s, stamp_s + offset_s
+        ticks = round(offset_s / packet.time_base)
         packet.dts += ticks
         if packet.pts is not None:
             packet.pts += ticks
+
+    def _offset_s(self, index: int, stamp_s: Fraction) -> Fraction:
+        """Return the stream's offset; at a jump the one that another stream took, so that both stay in step, or a new one."""
+        last_s = self._last_s.get(index)
+        for offset_s in (self._offsets_s.get(index, self._newest_s), self._newest_s):
+            if last_s is None or -_JUMP_BACK_S < stamp_s + offset_s - last_s < _JUMP_AHEAD_S:
+                return offset_s
+        self._newest_s = (last_s or Fraction(0)) - stamp_s
+        return self._newest_s
 
 
 @contextmanager

@@ -112,8 +112,8 @@ class PictureTrack:
         self._luma = luma
         sharpness = float(cv2.Laplacian(luma, cv2.CV_16S).var())
         seen = _Seen(time_s, round(time_s * _TICKS_PER_S), change, sharpness, frame)
-        bgr: Pixels = self._to_bgr.reformat(small, format="bgr24", threads=1).to_ndarray()
-        return seen, bgr
+        bgr = self._to_bgr.reformat(small, format="bgr24", threads=1)
+        return seen, bgr.to_ndarray().astype(np.uint8, copy=False)
 
     def _timecode(self, tick: int) -> Any:
         from scenedetect.common import FrameTimecode, Timecode

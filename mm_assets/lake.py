@@ -88,7 +88,7 @@ class Lake:
     ) -> list[pa.Table | None]:
         """Read these columns of (recipe, object_id) results, in order; None where a file is missing."""
         with ThreadPoolExecutor(_READ_THREADS) as pool:
-            return list(pool.map(lambda item: self._read_result(step, *item, columns), wanted))
+            return list(pool.map(lambda item: self._read_result(step, item[0], item[1], columns), wanted))
 
     def _read_result(self, step: str, recipe: str, object_id: str, columns: Sequence[str]) -> pa.Table | None:
         try:
@@ -204,11 +204,11 @@ class RangeFile(io.RawIOBase):
         self._size, self._etag = stored.size_bytes, stored.etag
 
     def readable(self) -> bool:
-        """Always."""
+        """Say yes."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Say yes."""
         return True
 
     def tell(self) -> int:
@@ -227,7 +227,7 @@ class RangeFile(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Fetch and return up to ``size`` bytes."""
-        length = self._size - self._at if size is None or size < 0 else min(size, self._size - self._at)
+        length = self._size - self._at if size < 0 else min(size, self._size - self._at)
         data = self._store.read_range(self._key, self._at, length, etag=self._etag) if length > 0 else b""
         self._at += len(data)
         return data

@@ -139,9 +139,8 @@ def open_tables(lake: Lake, cache: Path) -> "duckdb.DuckDBPyConnection":
     connection.execute("SET autoinstall_known_extensions = false; SET TimeZone = 'UTC'")
     for table in tables:
         files = str(folder / table / "**" / "*.parquet").replace("'", "''")
-        connection.execute(
-            f"CREATE VIEW \"{table}\" AS SELECT * FROM read_parquet('{files}', hive_partitioning = true)"
-        )  # noqa: S608
+        source = f"read_parquet('{files}', hive_partitioning = true)"
+        connection.execute(f'CREATE VIEW "{table}" AS SELECT * FROM {source}')  # noqa: S608  names of our own folders
     if {"segments", "raw_objects"} <= set(tables):
         connection.execute(
             "CREATE VIEW moments AS SELECT segments.*, media_kind, container_kind, size_bytes, modified_at, duration_s, "
@@ -168,16 +167,15 @@ def _allowed(connection: "duckdb.DuckDBPyConnection", where: str) -> npt.NDArray
 def _moments(connection: "duckdb.DuckDBPyConnection", found: dict[int, float], why: str) -> list[Moment]:
     ids = pa.table({"vector_id": pa.array(list(found), pa.int64())})
     connection.register("found", ids)
-    rows = connection.execute(
-        f"SELECT vector_id, {_PLACE} FROM found JOIN indexed_vectors USING (vector_id) "  # noqa: S608  constants
-        f"JOIN segments USING (object_id, bucket, key, etag, segment_id) WHERE space = 'visual'"
-    ).fetchall()
+    place = f"SELECT vector_id, {_PLACE} FROM found JOIN indexed_vectors USING (vector_id)"  # noqa: S608  constants
+    joined = f"{place} JOIN segments USING (object_id, bucket, key, etag, segment_id) WHERE space = 'visual'"
+    rows = connection.execute(joined).fetchall()
     tags: dict[str, list[str]] = {}
     query = "SELECT segment_id, tag FROM found JOIN indexed_vectors USING (vector_id) JOIN tags USING (segment_id)"
     for segment, tag in connection.execute(f"{query} ORDER BY similarity DESC").fetchall():
         tags.setdefault(segment, []).append(tag)
     moments = [
-        Moment(*place, similarity=found[number], why=f"{why} ({found[number]:.2f})", tags=tuple(tags.get(place[4], ())))
+        Moment(*place, found[number], f"{why} ({found[number]:.2f})", tuple(tags.get(place[4], ())))
         for number, *place in rows
     ]
     return sorted(moments, key=lambda moment: (-moment.similarity, moment.segment_id))

@@ -56,11 +56,11 @@ class Table:
     private: frozenset[str] = frozenset()
 
     def arrow_schema(self, dim: int | None = None) -> pa.Schema:
-        """Schema of a result file; ``dim`` is the length of ``vector`` where the table has one."""
+        """Return the schema of a result file; ``dim`` is the length of ``vector`` where the table has one."""
         return _schema(self, self.columns, dim)
 
     def published_schema(self, dim: int | None = None) -> pa.Schema:
-        """Schema of the table that analysts read."""
+        """Return the schema of the table that analysts read."""
         return _schema(self, tuple(c for c in self.columns if c.name not in self.private), dim)
 
     @property

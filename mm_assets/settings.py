@@ -140,16 +140,17 @@ class MediaLimits(_Section):
 
     wall_s: float = Field(900, gt=0, description="wall-clock seconds for one object")
     cpu_s: int = Field(900, gt=0, description="CPU seconds for one object")
-    memory_bytes: int = Field(2048 * MIB, gt=256 * MIB, description="address space of the child")
+    memory_bytes: int = Field(
+        2048 * MIB, gt=256 * MIB, description="address space of the child beyond the loaded libraries"
+    )
     output_bytes: int = Field(2048 * MIB, gt=MIB, description="largest file the child may write")
     max_pixels: int = Field(100_000_000, gt=0, description="pixels of a still image")
     max_side_px: int = Field(32_768, gt=0, description="longest side of a still image")
-    max_gif_frames: int = Field(64, ge=1, description="frames read of an animated image")
     max_pages: int = Field(500, ge=1, description="pages read of a document")
     max_duration_s: float = Field(6 * 3600, gt=0, description="longest video or recording")
     max_video_pixels: int = Field(8_294_400 * 4, gt=0, description="pixels of one video frame")
     keyframe_every_s: float = Field(10.0, gt=0, description="long scenes get one keyframe each so many seconds")
-    keyframe_side_px: int = Field(1280, ge=64, description="keyframes and pages are scaled to fit; never enlarged")
+    keyframe_side_px: int = Field(1280, ge=64, description="keyframes and images are scaled to fit; never enlarged")
     page_dpi: int = Field(150, ge=36, le=600, description="resolution of page images")
     audio_chunk_s: float = Field(30.0, gt=1, le=30, description="longest stretch of audio; Whisper hears 30 s")
 
@@ -208,7 +209,7 @@ class Settings(BaseSettings):
     kubernetes: KubernetesSettings = KubernetesSettings()
 
     @classmethod
-    def settings_customise_sources(
+    def settings_customise_sources(  # the signature is pydantic-settings'
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
@@ -229,7 +230,7 @@ class Settings(BaseSettings):
         return self
 
     def source(self, alias: str) -> SourceSettings:
-        """Settings of one source by alias."""
+        """Return the settings of one source."""
         for source in self.sources:
             if source.alias == alias:
                 return source

@@ -9,6 +9,7 @@ import time
 import dagster as dg
 
 from jobs.ingest import decode_job, infer_job, ingest_job
+from mm_assets.assets.per_object import bulk_config
 from mm_assets.errors import MmAssetsError
 from mm_assets.flows.discovery import Discovery, discover
 from mm_assets.flows.planning import free_lost_work, plan_batches
@@ -72,10 +73,5 @@ def run_request(opened: Workspace, job: str, batch: Batch) -> dg.RunRequest:
     if batch.lane == "single":
         [known] = opened.ledger.work.objects_of(batch.batch_id)
         key = known.partition_key
-    config = batch_config(batch.batch_id)
+    config = bulk_config(batch.batch_id)
     return dg.RunRequest(run_key=batch.batch_id, job_name=job, run_config=config, partition_key=key, tags=tags)
-
-
-def batch_config(batch_id: str) -> dict[str, object]:
-    """Return the run configuration of the bulk lane."""
-    return {"ops": {"process_batch": {"config": {"batch_id": batch_id}}}}

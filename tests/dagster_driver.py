@@ -16,7 +16,7 @@ from mm_assets.flows.discovery import discover
 from mm_assets.flows.planning import plan_batches
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import Batch
-from mm_assets.partitions import hold_keys
+from mm_assets.partitions import OBJECTS, hold_keys
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -59,7 +59,8 @@ class Driver:
         context = dg.build_sensor_context(
             instance=self.instance, cursor=cursor, definitions=defs, resources={"workspace": resource}
         )
-        return defs.get_repository_def().get_sensor_def(sensor).evaluate_tick(context)
+        with dg.partition_loading_context(dynamic_partitions_store=self.instance):
+            return defs.get_repository_def().get_sensor_def(sensor).evaluate_tick(context)
 
     def execute(self, request: Any, resource: FakeWorkspaceResource | None = None) -> dg.ExecuteInProcessResult:
         """Execute what a sensor asked for."""
@@ -82,11 +83,9 @@ class Driver:
 
     def statuses(self, asset: str, names: Iterable[str]) -> dict[str, str]:
         """Give file → MATERIALIZED, FAILED, IN_PROGRESS or MISSING, as Dagster's pages do."""
-        from dagster._core.definitions.partitions.context import partition_loading_context  # noqa: TID251  as the UI
-
-        with partition_loading_context(dynamic_partitions_store=self.instance):
+        with dg.partition_loading_context(dynamic_partitions_store=self.instance):
             found = self.instance.get_status_by_partition(
-                dg.AssetKey(asset), [self.key(name) for name in names], dg.DynamicPartitionsDefinition(name="objects")
+                dg.AssetKey(asset), [self.key(name) for name in names], OBJECTS
             )
         return {name: _name((found or {}).get(self.key(name))) for name in names}
 

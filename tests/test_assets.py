@@ -208,8 +208,8 @@ def test_backfill_lane_tells_good_from_bad(make_workspace: MakePlace, instance: 
 
 def stale(instance: dg.DagsterInstance, changed: dict[str, str], key: str) -> dict[str, str]:
     """Asset → what Dagster's pages say of it when these assets have these code versions."""
-    from dagster._core.definitions.data_version import CachingStaleStatusResolver  # noqa: TID251  what the pages ask
-    from dagster._core.loader import LoadingContextForTest  # noqa: TID251
+    from dagster._core.definitions.data_version import CachingStaleStatusResolver
+    from dagster._core.loader import LoadingContextForTest
 
     def change(spec: dg.AssetSpec) -> dg.AssetSpec:
         name = spec.key.to_user_string()

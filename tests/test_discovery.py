@@ -24,7 +24,9 @@ def _ids(workspace: Workspace) -> list[str]:
 def test_a_lake_inside_its_source_is_never_ingested(make_workspace: Callable[..., Any], tmp_path: Any) -> None:
     """Results below a watched folder are found by no listing, however often it runs."""
     place = make_workspace(
-        "picture0.png", lake={"uri": str(tmp_path / "source" / "out" / "lake")}, state=str(tmp_path / "source" / ".state")
+        "picture0.png",
+        lake={"uri": str(tmp_path / "source" / "out" / "lake")},
+        state=str(tmp_path / "source" / ".state"),
     )
     workspace = place.open()
 
@@ -44,7 +46,15 @@ def test_an_overwritten_object_replaces_its_rows(make_workspace: Callable[..., A
 
     assert ingest(workspace).n_changed == 1
 
-    for table in ("raw_objects", "segments", "visual_embeddings", "indexed_vectors", "tags", "anomaly_scores", "step_states"):
+    for table in (
+        "raw_objects",
+        "segments",
+        "visual_embeddings",
+        "indexed_vectors",
+        "tags",
+        "anomaly_scores",
+        "step_states",
+    ):
         assert len(set(column(workspace, table, "object_id"))) == 2, table
     assert len(set(column(workspace, "visual_embeddings", "etag")) - set(old)) == 1
 
@@ -143,7 +153,9 @@ def test_a_deadline_splits_a_pass_without_loss(
     assert workspace.ledger.objects.n_live("source") == 6
 
 
-@pytest.mark.parametrize("key", ["with  spaces.png", "ünï.png", "u\u0308.png", "🎬.png", "a/b/c.png", "new\nline.png", "%41.png"])
+@pytest.mark.parametrize(
+    "key", ["with  spaces.png", "ünï.png", "u\u0308.png", "🎬.png", "a/b/c.png", "new\nline.png", "%41.png"]
+)
 def test_hostile_keys_reach_the_tables_as_they_are(make_workspace: Callable[..., Any], key: str) -> None:
     """A key is data: it is never normalised, decoded or made into a path of ours."""
     place = make_workspace()

@@ -174,7 +174,7 @@ def test_load_refuses_files_that_no_digest_covers(step: str, tmp_path: Path) -> 
 
 def run_python(code: str, *arguments: str, home: Path) -> Any:
     """Run code in a fresh interpreter that has no switches of ours in its environment; its last line is JSON."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home)}  # noqa: TID251  # a child's
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home)}  # a child's
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr

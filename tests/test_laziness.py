@@ -30,34 +30,37 @@ HEAVY = (
     "duckdb",
 )
 PROBE = """
-import json, os, sys, time
-opened, asked = [], []
+import json, sys, time
+opened = []
 def hear(event, arguments):
-    if event in ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.sendto"):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
         opened.append(event)
 sys.addaudithook(hear)
-class Watched(type(os.environ)):
-    def __getitem__(self, key):
-        asked.append(key)
-        return super().__getitem__(key)
-    def __iter__(self):
-        asked.append("all")
-        return super().__iter__()
-os.environ.__class__ = Watched
 before = time.process_time()
 import mm_assets.definitions
 cpu_s = time.process_time() - before
 assert mm_assets.definitions.defs.resolve_asset_graph().materializable_asset_keys
-ours = [key for key in asked if key == "all" or key.startswith("MM_ASSETS")]
-print(json.dumps({"cpu_s": cpu_s, "modules": sorted(sys.modules), "sockets": opened, "variables": ours}))
+modules = sorted(sys.modules)
+from mm_assets.errors import ConfigError
+from mm_assets.settings import load_settings
+try:
+    load_settings()
+    refusal = ""
+except ConfigError as error:
+    refusal = str(error)
+print(json.dumps({"cpu_s": cpu_s, "modules": modules, "sockets": opened, "refusal": refusal}))
 """
+# Stops a run with a ConfigError; definitions must load all the same.
+WRONG_SETTINGS = {"MM_ASSETS_CONFIG": "/no/such/file.yaml"}
 
 
 def probe(folder: Path) -> dict[str, Any]:
     """Load the definitions in a new process, in a folder without a settings file."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     command = [sys.executable, "-c", PROBE]
-    done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, timeout=300, check=False)
+    environment = {"PATH": os.defpath, "HOME": str(folder), **WRONG_SETTINGS}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -92,5 +95,5 @@ def test_definitions_open_no_connection(tmp_path: Path) -> None:
 
 
 def test_definitions_read_no_setting(tmp_path: Path) -> None:
-    """Settings are read when a run or tick begins: definitions load without a file and ask for none of our variables."""
-    assert loaded(folder_of(tmp_path))["variables"] == []
+    """Settings are read when a run or tick begins: definitions load though the settings are wrong."""
+    assert "/no/such/file.yaml does not exist" in loaded(folder_of(tmp_path))["refusal"]

@@ -18,7 +18,7 @@ NEEDS = {"faces": {"segments": "r1"}}
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    """An empty ledger on SQLite."""
+    """Open an empty ledger on SQLite."""
     opened = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
     yield opened
     opened.close()

@@ -34,7 +34,8 @@ class CountingStore:
     def download(self, key: str, target: Path, **options: Any) -> Any:
         """Count what was read."""
         if self.failing is not None and self.failing in key:
-            raise ServiceError("the store is down; a later retry may help")
+            msg = "the store is down; a later retry may help"
+            raise ServiceError(msg)
         found = self._store.download(key, target, **options)
         self.n_bytes[key] += found.n_bytes
         return found
@@ -112,7 +113,12 @@ def test_three_tries_then_a_dead_letter(counted: Callable[..., Any], monkeypatch
         process(workspace)
         ends.append(_states(workspace, "picture1.png")["faces"])
 
-    assert ends == [("wanted", "model_error"), ("wanted", "model_error"), ("dead", "model_error"), ("dead", "model_error")]
+    assert ends == [
+        ("wanted", "model_error"),
+        ("wanted", "model_error"),
+        ("dead", "model_error"),
+        ("dead", "model_error"),
+    ]
 
 
 def test_a_model_that_fails_on_everything_blames_no_object(counted: Callable[..., Any]) -> None:
@@ -124,7 +130,9 @@ def test_a_model_that_fails_on_everything_blames_no_object(counted: Callable[...
     with pytest.raises(SystemicFailure, match="faces failed for all 6"):
         process(workspace)
 
-    rows = [row for key in pictures for row in workspace.ledger.work.states(workspace.ledger.objects.find(key)[0].object_id)]
+    rows = [
+        row for key in pictures for row in workspace.ledger.work.states(workspace.ledger.objects.find(key)[0].object_id)
+    ]
     assert {(row["state"], row["tries"]) for row in rows} == {("wanted", 0)}
 
 

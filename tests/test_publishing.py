@@ -74,7 +74,7 @@ def test_a_glob_reads_each_object_once(make_workspace: Callable[..., Any], tmp_p
     ingest(workspace)
 
     files = f"{tmp_path}/lake/tables/visual_embeddings/**/*.parquet"
-    [counts] = duckdb.sql(f"SELECT count(*), count(DISTINCT segment_id) FROM '{files}'").fetchall()
+    [counts] = duckdb.sql(f"SELECT count(*), count(DISTINCT segment_id) FROM '{files}'").fetchall()  # noqa: S608  a path of our own
 
     assert counts == (8, 8)
 
@@ -213,7 +213,9 @@ def test_the_report_counts_what_there_is(make_workspace: Callable[..., Any]) -> 
     assert {"bucket": None, "step": "segments", "state": "dead", "reason": "corrupt", "n_objects": 1} in rows
 
 
-def test_before_the_first_publish_questions_get_a_clear_answer(make_workspace: Callable[..., Any], tmp_path: Path) -> None:
+def test_before_the_first_publish_questions_get_a_clear_answer(
+    make_workspace: Callable[..., Any], tmp_path: Path
+) -> None:
     """An empty lake says what to do."""
     workspace = make_workspace().open()
 

@@ -14,7 +14,16 @@ _QUANTITY = re.compile(r".*_(s|px|bytes|frac|dbfs|id|at)$|^(n|is|has|box)_.*|^sh
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
 def test_columns_follow_the_grammar(table: Table) -> None:
     """Numbers carry their unit, truths begin with is_ or has_, times end in _at."""
-    plain = {"confidence", "similarity", "distance", "anomaly_score", "sharpness", "ordinal", "scene_number", "page_number"}
+    plain = {
+        "confidence",
+        "similarity",
+        "distance",
+        "anomaly_score",
+        "sharpness",
+        "ordinal",
+        "scene_number",
+        "page_number",
+    }
     for column in table.columns:
         if pa.types.is_boolean(column.type):
             assert column.name.startswith(("is_", "has_")), column.name

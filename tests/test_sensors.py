@@ -161,7 +161,7 @@ def test_source_that_fails_does_not_stop_the_others(make_workspace: MakePlace, i
     for file in (driver.place.folder / "source").iterdir():
         file.unlink()
     (driver.place.folder / "source").rmdir()
-    write_notes(driver.place, 2, "other")
+    (driver.place.folder / "other" / "note001.txt").write_text("new", encoding="utf-8")
     tick = driver.tick(SENSOR)
     assert asked_keys(driver, tick) == ["note001.txt"]
     assert driver.workspace.ledger.objects.n_live("source") == 2
@@ -236,7 +236,15 @@ def test_one_refresh_at_a_time(
     """While a refresh waits or runs no other is asked for."""
     driver = driver_of(make_workspace("picture0.png", refresh={"min_changed": 1}), instance)
     driver.ingest()
-    instance.add_run(dg.DagsterRun(job_name="refresh_job", status=status))
+    from dagster._core.remote_origin import (
+        RegisteredCodeLocationOrigin,
+        RemoteJobOrigin,
+        RemoteRepositoryOrigin,
+    )
+
+    location = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("mm_assets"), "__repository__")
+    origin = RemoteJobOrigin(location, "refresh_job")
+    instance.add_run(dg.DagsterRun(job_name="refresh_job", status=status, remote_job_origin=origin))
     assert driver.tick(REFRESH).skip_message == "a refresh is under way"
 
 

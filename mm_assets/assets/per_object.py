@@ -8,6 +8,7 @@ yields AssetMaterialization for each result after it is durable, and never an Ou
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -76,6 +77,11 @@ class BatchConfig(dg.Config):
     """What a bulk run processes; empty in the other lanes."""
 
     batch_id: str = Field("", description="id of a batch in the ledger; empty: the partitions of the run")
+
+
+def bulk_config(batch_id: str) -> dict[str, Any]:
+    """Return the run configuration of the bulk lane."""
+    return {"ops": {"process_batch": {"config": {"batch_id": batch_id}}}}
 
 
 @dg.multi_asset(

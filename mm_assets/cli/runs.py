@@ -8,14 +8,14 @@ Every run is on the configured Dagster instance and shows in its UI. Ctrl-C give
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import dagster as dg
 
-from mm_assets.definitions import build_defs
 from mm_assets.flows.discovery import Discovery, discover
 from mm_assets.flows.planning import free_lost_work, plan_batches
 from mm_assets.flows.refreshing import needs_refresh
@@ -24,7 +24,6 @@ from mm_assets.ledger import Batch
 from mm_assets.partitions import hold_keys
 from mm_assets.resources.workspace import WorkspaceResource, open_workspace
 from mm_assets.settings import Settings, load_settings
-from sensors.bucket_objects import batch_config
 
 _POLL_S = 0.5
 # Called with (phase, done, total); the phases are discover, process, refresh. The total is None while unknown.
@@ -96,40 +95,51 @@ def ingest(
         A store failed beyond its retries; what is done stays done.
     """
     started = time.monotonic()
-    settings = load_settings(config_file)
-    workspace = open_workspace(settings)
-    try:
-        with open_instance(settings) as instance:
-            runner = _Runner(workspace, instance, config_file, on_progress)
-            runner.discover(aliases or [source.alias for source in settings.sources])
-            runner.process()
-            if refresh:
-                runner.refresh()
-            return runner.finish(started)
-    finally:
-        workspace.close()
+    workspace = open_workspace(load_settings(config_file))
+    with closing(workspace), _Runner(workspace, config_file, on_progress) as runner:
+        runner.discover(aliases or [source.alias for source in workspace.settings.sources])
+        runner.process()
+        if refresh:
+            runner.refresh()
+        return runner.finish(started)
 
 
 class _Runner:
-    def __init__(
-        self, workspace: Workspace, instance: dg.DagsterInstance, config_file: Path | None, on_progress: OnProgress
-    ) -> None:
+    """Dagster's storage and definitions are opened by the first run: an ingest with nothing to do needs neither."""
+
+    def __init__(self, workspace: Workspace, config_file: Path | None, on_progress: OnProgress) -> None:
         self._workspace = workspace
-        self._instance = instance
-        self._defs = build_defs(WorkspaceResource(config_file=str(config_file) if config_file else ""))
+        self._config_file = config_file
         self._on_progress = on_progress
         self._summary = Summary(lake_uri=workspace.lake.uri)
+        self._exits = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    @cached_property
+    def _instance(self) -> dg.DagsterInstance:
+        return self._exits.enter_context(open_instance(self._workspace.settings))
+
+    @cached_property
+    def _defs(self) -> dg.Definitions:
+        from mm_assets.definitions import build_defs
+
+        return build_defs(WorkspaceResource(config_file=str(self._config_file) if self._config_file else ""))
 
     def discover(self, aliases: Sequence[str]) -> None:
         n_before = 0
         for alias in aliases:
-            base = n_before
-            found = discover(
-                self._workspace, alias, on_page=lambda n, base=base: self._on_progress("discover", base + n, None)
-            )  # type: ignore[misc]
-            self._summary.discoveries.append(found)
-            n_before += found.n_listed
+            on_page = partial(self._count_listed, n_before)
+            self._summary.discoveries.append(discover(self._workspace, alias, on_page=on_page))
+            n_before += self._summary.discoveries[-1].n_listed
         free_lost_work(self._workspace)
+
+    def _count_listed(self, n_before: int, n: int) -> None:
+        self._on_progress("discover", n_before + n, None)
 
     def process(self) -> None:
         """Run one batch after the other; each is planned when the one before it is over."""
@@ -145,10 +155,12 @@ class _Runner:
                 return
 
     def _run_batch(self, job: str, batch: Batch, total: int) -> None:
+        from mm_assets.assets.per_object import bulk_config
+
         objects = self._workspace.ledger.work.objects_of(batch.batch_id)
         hold_keys(self._instance, self._workspace, objects)
         with self._watched(batch, total):
-            self._execute(job, run_config=batch_config(batch.batch_id), tags={"mm_assets/batch": batch.batch_id})
+            self._execute(job, run_config=bulk_config(batch.batch_id), tags={"mm_assets/batch": batch.batch_id})
         self._summary.n_processed += batch.n_objects
 
     @contextmanager

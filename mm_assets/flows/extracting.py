@@ -61,9 +61,8 @@ def extract_step(workspace: Workspace, step: str, group: Sequence[Prepared]) -> 
     started = time.monotonic()
     rows, errors = _run(extractor, able, workspace.recipes[step])
     if len(able) >= _SYSTEMIC_FROM_OBJECTS and len(errors) == len(able):
-        raise SystemicFailure(
-            f"{step} failed for all {len(able)} objects of a group, first: {next(iter(errors.values()))}"
-        )
+        msg = f"{step} failed for all {len(able)} objects of a group, first: {next(iter(errors.values()))}"
+        raise SystemicFailure(msg)
     seconds = (time.monotonic() - started) / len(able)
     return {
         p.claim.known.object_id: r

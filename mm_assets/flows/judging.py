@@ -6,14 +6,13 @@ Keep out: building the generations.
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mm_assets.flows.generations import BASELINE, CLUSTERS, TAXONOMY, Frozen, load_frozen
 from mm_assets.flows.workspace import Workspace
 from mm_assets.schemas import TABLES
-from mm_assets.vectors import from_arrow
+from mm_assets.vectors import Floats, from_arrow
 
 _IDS = ("object_id", "bucket", "key", "etag", "segment_id", "start_s", "end_s", "page_number")
 
@@ -57,7 +56,7 @@ def judge_vectors(frozen: Frozen, vectors: pa.Table, workspace: Workspace) -> di
     return {name: rows for name, rows in judged.items() if rows is not None}
 
 
-def _tags(frozen: Frozen, vectors: pa.Table, matrix: np.ndarray, _: Workspace) -> pa.Table | None:  # type: ignore[type-arg]
+def _tags(frozen: Frozen, vectors: pa.Table, matrix: Floats, _: Workspace) -> pa.Table | None:
     if frozen.taxonomy is None:
         return None
     found = frozen.taxonomy.judge(matrix)
@@ -65,7 +64,7 @@ def _tags(frozen: Frozen, vectors: pa.Table, matrix: np.ndarray, _: Workspace) -
     return _rows("tags", vectors.take(found["row"]), values, frozen.generations[TAXONOMY])
 
 
-def _clusters(frozen: Frozen, vectors: pa.Table, matrix: np.ndarray, _: Workspace) -> pa.Table | None:  # type: ignore[type-arg]
+def _clusters(frozen: Frozen, vectors: pa.Table, matrix: Floats, _: Workspace) -> pa.Table | None:
     if frozen.clusters is None:
         return None
     labels, strengths = frozen.clusters.assign(vectors["segment_id"].to_pylist(), matrix)
@@ -78,7 +77,7 @@ def _clusters(frozen: Frozen, vectors: pa.Table, matrix: np.ndarray, _: Workspac
     return _rows("cluster_assignments", vectors, values, frozen.generations[CLUSTERS])
 
 
-def _anomalies(frozen: Frozen, vectors: pa.Table, matrix: np.ndarray, workspace: Workspace) -> pa.Table | None:  # type: ignore[type-arg]
+def _anomalies(frozen: Frozen, vectors: pa.Table, matrix: Floats, workspace: Workspace) -> pa.Table | None:
     if frozen.baseline is None:
         return None
     distance, score = frozen.baseline.score(vectors["segment_id"].to_pylist(), matrix)
@@ -91,7 +90,7 @@ def _anomalies(frozen: Frozen, vectors: pa.Table, matrix: np.ndarray, workspace:
     return _rows("anomaly_scores", vectors, values, frozen.generations[BASELINE])
 
 
-_Judge = Callable[[Frozen, pa.Table, "np.ndarray", Workspace], pa.Table | None]  # type: ignore[type-arg]
+_Judge = Callable[[Frozen, pa.Table, Floats, Workspace], pa.Table | None]
 JUDGEMENTS: Mapping[str, _Judge] = {"tags": _tags, "cluster_assignments": _clusters, "anomaly_scores": _anomalies}
 
 

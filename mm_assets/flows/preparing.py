@@ -25,7 +25,8 @@ from mm_assets.flows.recipes import provenance
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import open_parquet
 from mm_assets.ledger import Claim
-from mm_assets.media.guard import DecodedMedia, MediaFacts, MediaWorker
+from mm_assets.media.guard import DecodedMedia, MediaWorker
+from mm_assets.media.segments import MediaFacts
 from mm_assets.media.sniff import MediaType, sniff
 from mm_assets.schemas import TABLES
 
@@ -158,9 +159,7 @@ class Preparer:
             prepared.end_all(lambda step: ends.skipped(step, str(Reason.UNSUPPORTED)))
             return
         try:
-            if media is None:
-                raise ObjectError(Reason.CORRUPT, "the object is empty (0 bytes)")
-            decoded = self._decode(file, prepared.folder)
+            decoded = self._decode(file, prepared.folder, media)
         except ObjectError as error:
             self._commit_raw(prepared, download, media, None, started)
             self._give_up(prepared, error)
@@ -182,7 +181,9 @@ class Preparer:
         download = store.download(version.key, file, etag=version.etag, accept=accept)
         return download, seen[-1] if seen else None
 
-    def _decode(self, file: Path, folder: Path) -> DecodedMedia:
+    def _decode(self, file: Path, folder: Path, media: MediaType | None) -> DecodedMedia:
+        if media is None:
+            raise ObjectError(Reason.CORRUPT, "the object is empty (0 bytes)")
         worker = self._workers.get()
         try:
             return worker.decode(file, folder)

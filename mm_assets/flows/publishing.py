@@ -9,6 +9,7 @@ costs nothing and a kill between file and ledger only repeats the file.
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +19,7 @@ from mm_assets.flows.judging import JUDGEMENTS, judge_vectors
 from mm_assets.flows.recipes import upstream
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
+from mm_assets.indexing import VectorIndex
 from mm_assets.ledger import ShardFile
 from mm_assets.schemas import TABLES, Table
 from mm_assets.vectors import as_vector_ids
@@ -43,6 +45,7 @@ class Published:
 
 
 Key = tuple[str, int]  # table, shard
+Indexes = Mapping[str, tuple[VectorIndex, dict[str, Any]] | None]
 
 
 def promote_recipes(workspace: Workspace) -> dict[str, str]:
@@ -102,18 +105,21 @@ def publish_steps(workspace: Workspace, on_file: Callable[[str], None] = lambda 
     for (name, shard), fingerprint in stale_step_shards(workspace).items():
         on_file(f"{name} shard {shard}")
         if name == STATES:
-            table, rows, dim = TABLES[STATES], _state_rows(workspace, shard, recipes), None
+            _write(workspace, TABLES[STATES], shard, _state_rows(workspace, shard, recipes), None, fingerprint)
         else:
-            table = step_table(workspace, name)
-            rows, n_missing = _gather(workspace, name, shard, recipes[name])
-            outcome.n_missing += n_missing
-            fingerprint = fingerprint if not n_missing else "incomplete"
-            dim = _dim(rows)
-        _write(workspace, table, shard, rows, dim, fingerprint)
+            outcome.n_missing += _publish_shard(workspace, name, shard, recipes[name], fingerprint)
         outcome.n_written += 1
     outcome.n_removed = _remove_empty(workspace, (*recipes, STATES), recipes)
     _count(workspace, outcome)
     return outcome
+
+
+def _publish_shard(workspace: Workspace, step: str, shard: int, recipe: str, fingerprint: str) -> int:
+    """Write one shard of a step's table; returns how many results are missing, which leaves it to be written again."""
+    rows, n_missing = _gather(workspace, step, shard, recipe)
+    mark = "incomplete" if n_missing else fingerprint
+    _write(workspace, step_table(workspace, step), shard, rows, _dim(rows), mark)
+    return n_missing
 
 
 def _write(workspace: Workspace, table: Table, shard: int, rows: pa.Table, dim: int | None, fingerprint: str) -> None:
@@ -230,7 +236,7 @@ def _judged(workspace: Workspace, frozen: Frozen, name: str, shard: int) -> pa.T
     return judge_vectors(frozen, vectors, workspace).get(name, empty)
 
 
-def _index_rows(workspace: Workspace, shard: int, indexes: Mapping[str, object]) -> pa.Table:
+def _index_rows(workspace: Workspace, shard: int, indexes: Indexes) -> pa.Table:
     schema = TABLES[_INDEXED].arrow_schema()
     parts = [schema.empty_table()]
     for space in SPACES.values():
@@ -239,7 +245,7 @@ def _index_rows(workspace: Workspace, shard: int, indexes: Mapping[str, object])
         loaded = indexes[space.name]
         if rows is None or not rows.num_rows or loaded is None:
             continue
-        index, manifest = loaded  # type: ignore[misc]
+        index, manifest = loaded
         ids = as_vector_ids(rows[space.item_column].to_pylist())
         found = {
             **{name: rows[name] for name in ("object_id", "bucket", "key", "etag", "segment_id")},

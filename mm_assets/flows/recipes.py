@@ -61,4 +61,5 @@ def _ingredients(step: str, settings: Settings, extractors: Mapping[str, Extract
         card = extractor.card
         parts = {"code_version": extractor.code_version, "params": extractor.params}
         parts |= {"model": card.name, "revision": card.revision, "digest": card.digest, "extra": dict(card.extra)}
+        parts |= {"input_side_px": card.input_side_px, "window_s": card.window_s}
     return json.dumps(parts, sort_keys=True, default=str)

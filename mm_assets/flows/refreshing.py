@@ -9,7 +9,7 @@ import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +23,7 @@ from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
 from mm_assets.indexing import build_index
 from mm_assets.lake import to_parquet
+from mm_assets.retrieval import Encoder
 from mm_assets.tagging import Taxonomy
 from mm_assets.vectors import Floats, from_arrow
 
@@ -102,15 +103,16 @@ def freeze_taxonomy(workspace: Workspace) -> Built:
         msg = f"taxonomy {file} cannot be read ({error.strerror}); set `refresh.taxonomy`"
         raise ConfigError(msg) from error
     taxonomy = Taxonomy.from_yaml(text)
-    encoder = workspace.extractors["visual_embeddings"]
+    extractor = workspace.extractors["visual_embeddings"]
+    encoder = cast("Encoder", extractor)  # the visual extractor has a text side
 
     def build(_: str) -> tuple[dict[str, Any], dict[str, bytes]]:
         encoder.load()
-        frozen = taxonomy.freeze(encoder.encode_texts)  # type: ignore[attr-defined]  the visual extractor has a text side
+        frozen = taxonomy.freeze(encoder.encode_texts)
         return {"file": file.name, "digest": taxonomy.digest}, {"model.parquet": _model_file(frozen.to_table())}
 
     recipe = workspace.recipes["visual_embeddings"]
-    return _build(workspace, TAXONOMY, [], {recipe}, [taxonomy.digest], (0, encoder.card.dim or 0), build)
+    return _build(workspace, TAXONOMY, [], {recipe}, [taxonomy.digest], (0, extractor.card.dim or 0), build)
 
 
 def _points(workspace: Workspace, space: Space) -> tuple[list[str], Floats, set[str]]:

@@ -6,6 +6,7 @@ Put here: upserts of listed pages, versions that supersede each other, deletions
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Engine, and_, func, or_, select, update
 from sqlalchemy.engine import Connection, Row
@@ -99,7 +100,7 @@ class ObjectBook:
         )
 
     def record_page(
-        self, alias: str, seen: Sequence[SeenObject], *, after: str | None, shard_objects: int, n_listed: int = 0
+        self, alias: str, seen: Sequence[SeenObject], *, after: str | None, shard_objects: int
     ) -> PageDelta:
         """Store one page of a listing and move the cursor, in one transaction.
 
@@ -112,7 +113,7 @@ class ObjectBook:
         with self._engine.begin() as connection:
             scan = connection.execute(select(SCANS).where(SCANS.c.alias == alias)).one()
             delta = self._upsert(connection, seen, scan.pass_number, shard_objects)
-            values = {"n_seen": SCANS.c.n_seen + len(seen), "pages": SCANS.c.pages + 1}
+            values: dict[str, Any] = {"n_seen": SCANS.c.n_seen + len(seen), "pages": SCANS.c.pages + 1}
             if after is not None:
                 values["after"] = after
             connection.execute(update(SCANS).where(SCANS.c.alias == alias).values(**values))
@@ -179,7 +180,7 @@ class ObjectBook:
             connection.execute(update(OBJECTS).where(OBJECTS.c.object_id.in_(part)).values(seen_pass=pass_number))
 
     def _revive(self, connection: Connection, object_ids: list[str], pass_number: int) -> None:
-        """A version that was there before (A, B, A): its results still hold."""
+        """Bring back versions that were there before (A, B, A): their results still hold."""
         for part in chunks(object_ids):
             values = {"state": "live", "seen_pass": pass_number}
             connection.execute(update(OBJECTS).where(OBJECTS.c.object_id.in_(part)).values(**values))
@@ -271,7 +272,7 @@ class ObjectBook:
         with self._engine.connect() as connection:
             return [known_object(row) for row in connection.execute(query.order_by(OBJECTS.c.place).limit(limit))]
 
-    def set_in_dagster(self, object_ids: Sequence[str], held: bool) -> None:  # noqa: FBT001  a value to store
+    def set_in_dagster(self, object_ids: Sequence[str], held: bool) -> None:
         """Note which keys Dagster holds."""
         with self._engine.begin() as connection:
             for part in chunks(object_ids):

@@ -268,7 +268,7 @@ class WorkBook:
 
     def _finish(self, connection: Connection, end: Finished) -> bool:
         now = time.time()
-        values = {"state": end.state, "reason": end.reason, "error": end.error, "batch_id": None}
+        values: dict[str, Any] = {"state": end.state, "reason": end.reason, "error": end.error, "batch_id": None}
         if end.state != "wanted":
             values["n_rows"] = end.n_rows  # an earlier result, where there is one, holds until the retry is over
         values |= {"not_before": now + end.retry_after_s, "lease_until": None, "changed_at": now, "owner": None}
@@ -313,7 +313,9 @@ class WorkBook:
         A run that begins later all the same finds nothing to claim, so this may be called at any time.
         """
         waiting = select(BATCHES.c.batch_id, BATCHES.c.planner, BATCHES.c.created_at).where(
-            BATCHES.c.batch_id.in_(select(WORK.c.batch_id).where(WORK.c.state == "wanted", WORK.c.batch_id.is_not(None)))
+            BATCHES.c.batch_id.in_(
+                select(WORK.c.batch_id).where(WORK.c.state == "wanted", WORK.c.batch_id.is_not(None))
+            )
         )
         with self._engine.connect() as connection:
             rows = connection.execute(waiting).all()
@@ -327,7 +329,10 @@ class WorkBook:
     def n_open_objects(self, batch_id: str) -> int:
         """Count the object versions of a batch that have work left in it."""
         with self._engine.connect() as connection:
-            return int(connection.scalar(select(func.count(WORK.c.object_id.distinct())).where(WORK.c.batch_id == batch_id)) or 0)
+            return int(
+                connection.scalar(select(func.count(WORK.c.object_id.distinct())).where(WORK.c.batch_id == batch_id))
+                or 0
+            )
 
     def n_waiting(self, recipes: Mapping[str, str]) -> int:
         """Count the live object versions with work that is not over."""
@@ -382,7 +387,7 @@ class WorkBook:
         with self._engine.connect() as connection:
             return not connection.scalar(open_rows)
 
-    def published_rows(self, recipes: Mapping[str, str]) -> list[tuple[int, str, str, str, str, int]]:
+    def published_rows(self, recipes: Mapping[str, str]) -> list[tuple[int, str, str, str, str, int | None]]:
         """Return (shard, object_id, step, recipe, state, n_rows) of all live versions, by place in the shard.
 
         ``n_rows`` is None where there is no result; work that is being done again keeps its earlier one until its end.
@@ -394,7 +399,7 @@ class WorkBook:
             .order_by(OBJECTS.c.shard, OBJECTS.c.place, WORK.c.step)
         )
         with self._engine.connect() as connection:
-            return [tuple(row) for row in connection.execute(query)]  # type: ignore[misc]
+            return [row.tuple() for row in connection.execute(query)]
 
     def of_shard(self, shard: int, recipes: Mapping[str, str]) -> list[tuple[KnownObject, dict[str, object]]]:
         """Return (version, work row) of the live versions of one shard, in order."""

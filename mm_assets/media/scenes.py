@@ -220,7 +220,7 @@ class _Part:
 
 
 def upright_pixels(frame: Any, side_px: int) -> Pixels:
-    """Return a frame as it is shown, RGB (height, width, 3): square pixels, display matrix applied, scaled to fit."""
+    """Return a frame as it is shown, RGB (height, width, 3): display matrix applied, scaled to fit."""
     matrix = _display_matrix(frame)
     width, height = _square_size(frame)
     scale = min(1.0, side_px / max(width, height))

@@ -31,7 +31,7 @@ class MediaFacts:
     ----------
     media_kind : video | audio | image | document, after opening
     container_kind : format, e.g. mp4
-    width_px, height_px : as shown: after rotation, with square pixels
+    width_px, height_px : after rotation; pixels that are not square stay as they are coded
     duration_s : end of the last frame or sample, from the start of the media
     n_pages : all pages of a document, also beyond those that are read
     has_audio : whether there is a sound track that could be decoded

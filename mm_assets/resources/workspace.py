@@ -9,9 +9,9 @@ from pathlib import Path
 
 import dagster as dg
 
+from mm_assets.extractors.base import Extractor
 from mm_assets.extractors.packs import Pack, load_pack
 from mm_assets.extractors.registry import build_extractor, choose_placement, known_steps
-from mm_assets.extractors.base import Extractor
 from mm_assets.flows.recipes import DECODING_STEPS
 from mm_assets.flows.workspace import Workspace, reserved_prefixes
 from mm_assets.lake import Lake

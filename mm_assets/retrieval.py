@@ -21,7 +21,9 @@ from mm_assets.mirror import local_copy
 if TYPE_CHECKING:
     import duckdb
 
-_PLACE = "object_id, bucket, key, etag, segment_id, segment_kind, start_s, end_s, page_number, frame_s"
+_PLACE = (
+    "object_id", "bucket", "key", "etag", "segment_id", "segment_kind", "start_s", "end_s", "page_number", "frame_s"
+)  # fmt: skip
 
 
 class Encoder(Protocol):
@@ -167,17 +169,21 @@ def _allowed(connection: "duckdb.DuckDBPyConnection", where: str) -> npt.NDArray
 def _moments(connection: "duckdb.DuckDBPyConnection", found: dict[int, float], why: str) -> list[Moment]:
     ids = pa.table({"vector_id": pa.array(list(found), pa.int64())})
     connection.register("found", ids)
-    place = f"SELECT vector_id, {_PLACE} FROM found JOIN indexed_vectors USING (vector_id)"  # noqa: S608  constants
+    place = f"SELECT vector_id, {', '.join(_PLACE)} FROM found JOIN indexed_vectors USING (vector_id)"  # noqa: S608  constants
     joined = f"{place} JOIN segments USING (object_id, bucket, key, etag, segment_id) WHERE space = 'visual'"
     rows = connection.execute(joined).fetchall()
     tags: dict[str, list[str]] = {}
     query = "SELECT segment_id, tag FROM found JOIN indexed_vectors USING (vector_id) JOIN tags USING (segment_id)"
     for segment, tag in connection.execute(f"{query} ORDER BY similarity DESC").fetchall():
         tags.setdefault(segment, []).append(tag)
-    moments = [
-        Moment(*place, found[number], f"{why} ({found[number]:.2f})", tuple(tags.get(place[4], ())))
-        for number, *place in rows
-    ]
+    moments = []
+    for row in rows:
+        score, own_tags = found[row[0]], tuple(tags.get(row[5], ()))
+        moments.append(
+            Moment(
+                **dict(zip(_PLACE, row[1:], strict=True)), similarity=score, why=f"{why} ({score:.2f})", tags=own_tags
+            )
+        )
     return sorted(moments, key=lambda moment: (-moment.similarity, moment.segment_id))
 
 

@@ -399,7 +399,7 @@ class WorkBook:
             .order_by(OBJECTS.c.shard, OBJECTS.c.place, WORK.c.step)
         )
         with self._engine.connect() as connection:
-            return [row.tuple() for row in connection.execute(query)]
+            return [(r.shard, r.object_id, r.step, r.recipe, r.state, r.n_rows) for r in connection.execute(query)]
 
     def of_shard(self, shard: int, recipes: Mapping[str, str]) -> list[tuple[KnownObject, dict[str, object]]]:
         """Return (version, work row) of the live versions of one shard, in order."""

@@ -1,6 +1,8 @@
 """Kubernetes pods for each kind of run, as run tags that dagster-k8s merges into the Job.
 
-Put here: resources, node selection, time limits. Keep out: images, secrets and volumes: they are the deployment's.
+Put here: resources, tolerations, time limits. Keep out: images, secrets and volumes: they are the deployment's.
+
+The tag ``mm_assets/pod`` says the kind in Dagster's own words, so that its queue can limit GPU and CPU runs apart.
 """
 
 from typing import Any
@@ -9,21 +11,29 @@ _KEY = "dagster-k8s/config"
 _JOB = {"ttl_seconds_after_finished": 600, "active_deadline_seconds": 4 * 3600}
 
 
-def _pod(requests: dict[str, str], limits: dict[str, str], **spec: Any) -> dict[str, Any]:
+def _pod(kind: str, container: dict[str, Any], **spec: Any) -> dict[str, Any]:
     return {
+        "mm_assets/pod": kind,
         _KEY: {
-            "container_config": {"resources": {"requests": requests, "limits": limits}},
+            "container_config": container,
             # Long enough to finish or give back what is claimed after SIGTERM.
             "pod_spec_config": {"termination_grace_period_seconds": 60, **spec},
             "job_spec_config": _JOB,
-        }
+        },
     }
 
 
 GPU = _pod(
-    {"cpu": "4", "memory": "16Gi"},
-    {"memory": "16Gi", "nvidia.com/gpu": "1"},
+    "gpu",
+    {
+        "resources": {
+            "requests": {"cpu": "4", "memory": "16Gi"},
+            "limits": {"memory": "16Gi", "nvidia.com/gpu": "1"},
+        },
+        # A GPU pod whose GPU cannot be used must fail and not compute on its CPUs for hours.
+        "env": [{"name": "MM_ASSETS_MODELS__DEVICE", "value": "cuda"}],
+    },
     tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
 )
-CPU = _pod({"cpu": "4", "memory": "8Gi"}, {"memory": "8Gi"})
-SMALL = _pod({"cpu": "2", "memory": "8Gi"}, {"memory": "16Gi"})
+CPU = _pod("cpu", {"resources": {"requests": {"cpu": "4", "memory": "8Gi"}, "limits": {"memory": "8Gi"}}})
+SMALL = _pod("small", {"resources": {"requests": {"cpu": "2", "memory": "8Gi"}, "limits": {"memory": "16Gi"}}})

@@ -57,9 +57,9 @@ class Place:
         for name in names:
             shutil.copyfile(self.media / name, self.folder / source / name)
 
-    def overwrite(self, name: str, by: str) -> None:
-        """Replace a watched file by other drawn media."""
-        shutil.copyfile(self.media / by, self.folder / "source" / name)
+    def add_as(self, name: str, other: str) -> None:
+        """Copy drawn media under another name, over what may be there."""
+        shutil.copyfile(self.media / name, self.folder / "source" / other)
 
     def resource(self, **options: str) -> FakeWorkspaceResource:
         """Give the resource for Dagster; ``options`` are those of FakeWorkspaceResource."""

@@ -73,7 +73,7 @@ def test_overwritten_object_is_asked_for_again(make_workspace: MakePlace, instan
     driver = driver_of(make_workspace("picture0.png", "picture1.png"), instance)
     driver.execute(driver.tick(SENSOR).run_requests[0])
     before = driver.key("picture0.png")
-    driver.place.overwrite("picture0.png", by="picture2.png")
+    driver.place.add_as("picture2.png", "picture0.png")
     tick = driver.tick(SENSOR)
     assert asked_keys(driver, tick) == ["picture0.png"]
     assert driver.execute(tick.run_requests[0]).success

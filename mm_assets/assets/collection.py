@@ -5,7 +5,7 @@ refreshed together by ``refresh_job`` and never in one job with per-object asset
 lies downstream in the same run would be skipped and the run still be green.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dagster as dg
@@ -19,6 +19,8 @@ from mm_assets.resources.workspace import WorkspaceResource
 
 OWNERS = ["team:mm-assets"]
 _FEATURES = [*DECODING_STEPS, *known_steps()]
+# Each event costs 4-9 ms in Dagster's storage; the tables hold the judgements of all objects in any case.
+_SHOWN_OBJECTS = 2_000
 
 
 @dg.asset(
@@ -46,6 +48,13 @@ def _published_metadata(published: publishing.Published, uri: str) -> dict[str, 
         "files_removed": published.n_removed,
         "results_missing": published.n_missing,
     }
+
+
+def _first_judged(opened: Workspace, published: publishing.Published) -> Iterator[dg.AssetMaterialization]:
+    """Yield the events of objects judged for the first time: on arrival there was nothing yet to judge them against."""
+    for name, object_ids in published.new_objects.items():
+        for known in opened.ledger.objects.by_ids(object_ids[:_SHOWN_OBJECTS]):
+            yield dg.AssetMaterialization(name, partition=known.partition_key, metadata={"first_refresh": True})
 
 
 def _build(
@@ -129,10 +138,12 @@ def taxonomy(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ign
     deps=[tables, *VECTOR_INDEXES, cluster_model, anomaly_baseline, taxonomy],
     pool="publish",
 )
-def judgement_tables(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def judgement_tables(context: dg.AssetExecutionContext, workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Publish the judgements; key: table and shard; refreshed with the generations they are made against."""
     with workspace.open() as opened:
         published = publishing.publish_judgements(opened)
+        for event in _first_judged(opened, published):
+            context.log_event(event)
         uri = f"{opened.lake.uri.rstrip('/')}/tables/"
     return dg.MaterializeResult(metadata=_published_metadata(published, uri))
 

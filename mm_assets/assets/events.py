@@ -4,6 +4,7 @@ Put here: materializations with row counts and version tags, observations of fai
 (they would be stored once per object in Dagster's database), and the truth about tries, which is the ledger's.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 
@@ -14,6 +15,24 @@ from mm_assets.flows.processing import ObjectEnd
 from mm_assets.flows.recipes import DECODING_CODE_VERSIONS, upstream
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
+
+
+class RunTotals:
+    """Objects and seconds of each step in one run: its one op is one bar in Dagster's chart."""
+
+    def __init__(self) -> None:
+        self._n_done: defaultdict[str, int] = defaultdict(int)
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, end: ObjectEnd) -> None:
+        """Count the ends of one object version."""
+        for step_end in end.ends:
+            self._n_done[step_end.step] += step_end.state == "done"
+            self._seconds[step_end.step] += step_end.seconds
+
+    def to_tags(self) -> dict[str, str]:
+        """Return one run tag per step."""
+        return {f"mm_assets/{step}": f"{n} done, {self._seconds[step]:.1f} s" for step, n in self._n_done.items()}
 
 
 def object_events(

@@ -14,7 +14,7 @@ import dagster as dg
 from pydantic import Field
 
 from mm_assets.assets.collection import COLLECTION_KEYS
-from mm_assets.assets.events import object_events
+from mm_assets.assets.events import RunTotals, object_events
 from mm_assets.extractors.registry import extractor_class, known_steps
 from mm_assets.flows.judging import Judge
 from mm_assets.flows.processing import ObjectEnd, new_owner, process, process_batch
@@ -97,13 +97,16 @@ def process_objects(
 ) -> Iterator[dg.AssetMaterialization | dg.AssetObservation]:
     """Read, take apart and describe object versions; each result is durable before its event."""
     failures: dict[str, str] = {}
+    totals = RunTotals()
     with workspace.open() as opened:
         selected = {key.to_user_string() for key in context.selected_asset_keys}
         for end in _ends(opened, context, config, selected):
             yield from object_events(opened, end, selected)
+            totals.add(end)
             failures |= {
                 f"{end.claim.known.partition_key} {e.step}": f"{e.reason}: {e.error}" for e in end.ends if e.error
             }
+    context.instance.add_run_tags(context.run.run_id, totals.to_tags())
     if failures:
         context.log.warning("%s steps failed: %s", len(failures), failures)
     if failures and (context.has_partition_key or not config.batch_id):

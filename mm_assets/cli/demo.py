@@ -144,7 +144,7 @@ def caption_of(captions: Captions, moment: "Moment") -> str:
 
 def _ask(settings: "Settings", captions: Captions) -> None:
     """Ask five questions; beside each answer stands what was really drawn there."""
-    from mm_assets.cli.opening import open_retriever
+    from mm_assets.resources.readers import open_retriever
 
     started = time.monotonic()
     retriever = open_retriever(settings)
@@ -168,8 +168,8 @@ def _ask(settings: "Settings", captions: Captions) -> None:
 
 def _look(settings: "Settings") -> Path:
     """Print anomalies and dead letters; returns the folder that holds the tables as files."""
-    from mm_assets.cli.opening import cache_folder, open_lake
     from mm_assets.mirror import local_copy
+    from mm_assets.resources.readers import cache_folder, open_lake
     from mm_assets.retrieval import open_tables
 
     lake, cache = open_lake(settings), cache_folder(settings)

@@ -31,27 +31,33 @@ def s3_server() -> Iterator[str]:
         msg = "the S3 server of the demo is moto, which is not installed: pip install 'moto[s3,server]', or `mm demo --store folder`"
         raise ConfigError(msg)
     command = [sys.executable, "-W", "ignore", "-u", "-c", _START, "-H", "127.0.0.1", "-p", "0"]
-    process = subprocess.Popen(  # noqa: S603  a constant command
+    with subprocess.Popen(  # noqa: S603  a constant command
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # Ctrl-C is for the demo, which then stops the server
-    )
-    try:
+    ) as process:
         assert process.stderr is not None  # noqa: S101  a pipe was asked for
-        url = _read_url(process.stderr)
         # The pipe must be emptied, or the server blocks on its own log.
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield url
-    finally:
-        process.terminate()
+        reader = threading.Thread(target=process.stderr.read, daemon=True)
         try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            url = _read_url(process.stderr)
+            reader.start()
+            yield url
+        finally:
+            _stop(process)
+            if reader.ident is not None:
+                reader.join(_STOP_S)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _read_url(log: IO[str]) -> str:

@@ -176,10 +176,10 @@ def _asked_steps(settings: Settings) -> list[str]:
 
 def _libraries(settings: Settings) -> Iterator[Finding]:
     """Look for the libraries of the steps, without importing them."""
-    from mm_assets.extractors.packs import load_pack
+    from mm_assets.extractors.packs import find_pack, read_pack
 
-    cards = load_pack(settings.models, settings.models_folder).cards
-    needed = {cards[step].library: step for step in _asked_steps(settings) if step in cards}
+    models = read_pack(find_pack(settings.models.pack)).models
+    needed = {models[step].library: step for step in _asked_steps(settings) if step in models}
     missing = [name for name in needed if importlib.util.find_spec(_MODULES.get(name, name)) is None]
     for name in missing:
         advice = f"pip install {name}, or drop {needed[name]} from `steps`"
@@ -192,10 +192,12 @@ def _tesseract(settings: Settings) -> Iterator[Finding]:
     if "ocr_text" not in _asked_steps(settings):
         yield Finding("ok", "tesseract", "not needed: no source asks for ocr_text")
         return
-    from mm_assets.extractors.packs import load_pack
-    from mm_assets.extractors.registry import build_extractor
+    from mm_assets.extractors.base import ModelCard
+    from mm_assets.extractors.packs import find_pack, read_pack
+    from mm_assets.extractors.tesseract import TesseractExtractor
 
-    build_extractor("ocr_text", load_pack(settings.models, settings.models_folder)).load()
+    model = read_pack(find_pack(settings.models.pack)).models["ocr_text"]
+    TesseractExtractor(ModelCard(**model.model_dump(exclude={"files"}), folder=Path())).load()
     import pytesseract
 
     yield Finding(

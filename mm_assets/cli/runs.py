@@ -194,6 +194,9 @@ class _Runner:
             instance=self._instance, run_config={**(run_config or {}), **quiet}, tags=dict(tags), raise_on_error=False
         )
         self._summary.n_runs += 1
+        if _was_interrupted(result):
+            self._instance.report_run_canceled(result.dagster_run, "Ctrl-C")
+            raise KeyboardInterrupt
         if not result.success:
             self._summary.failed_runs[result.run_id] = _first_error(result)
         return result.success
@@ -206,6 +209,12 @@ class _Runner:
             self._summary.n_rows[table] = self._summary.n_rows.get(table, 0) + file.n_rows
         self._summary.seconds = time.monotonic() - started
         return self._summary
+
+
+def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    """Whether the run ended by Ctrl-C, which Dagster reports as an error of its step."""
+    errors = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
+    return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
 
 
 def _first_error(result: dg.ExecuteInProcessResult) -> str:

@@ -37,7 +37,7 @@ def search(
     if (text is None) == (image is None):
         msg = "give either TEXT or --image FILE"
         raise click.UsageError(msg)
-    from mm_assets.cli.opening import open_retriever
+    from mm_assets.resources.readers import open_retriever
     from mm_assets.settings import load_settings
 
     retriever = open_retriever(load_settings(config))

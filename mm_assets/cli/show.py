@@ -92,7 +92,7 @@ def _step(workspace: "Workspace", row: dict[str, Any]) -> dict[str, Any]:
 
 def _published(workspace: "Workspace", object_id: str) -> dict[str, Any]:
     """Return what the tables hold; empty while nothing is published."""
-    from mm_assets.cli.opening import cache_folder
+    from mm_assets.resources.readers import cache_folder
     from mm_assets.retrieval import open_tables
 
     try:

@@ -36,7 +36,7 @@ def sql(query: str, form: str | None, config: Path | None) -> None:
 
     Each table of docs/tables.md is a view; so are `moments` (segments with their objects) and `dead_letters`.
     """
-    from mm_assets.cli.opening import cache_folder, open_lake
+    from mm_assets.resources.readers import cache_folder, open_lake
     from mm_assets.retrieval import open_tables
     from mm_assets.settings import load_settings
 

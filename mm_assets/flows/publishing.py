@@ -36,12 +36,14 @@ class Published:
     ----------
     n_rows : table → rows it now has
     n_missing : results that the ledger calls done and the lake does not have; they are wanted again
+    new_objects : table → object versions that have rows in it for the first time; of judgements only
     """
 
     n_rows: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     n_written: int = 0
     n_removed: int = 0
     n_missing: int = 0
+    new_objects: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
 Key = tuple[str, int]  # table, shard
@@ -207,10 +209,16 @@ def publish_judgements(workspace: Workspace, on_file: Callable[[str], None] = la
     for (name, shard), fingerprint in stale_judgement_shards(workspace).items():
         on_file(f"{name} shard {shard}")
         rows = _index_rows(workspace, shard, indexes) if name == _INDEXED else _judged(workspace, frozen, name, shard)
+        outcome.new_objects[name] += _new_in(workspace.lake.read_shard(name, shard, ["object_id"]), rows)
         _write(workspace, TABLES[name], shard, rows, None, fingerprint)
         outcome.n_written += 1
     _count(workspace, outcome)
     return outcome
+
+
+def _new_in(old: pa.Table | None, rows: pa.Table) -> list[str]:
+    known = set(old["object_id"].to_pylist()) if old is not None else set()
+    return [object_id for object_id in rows["object_id"].unique().to_pylist() if object_id not in known]
 
 
 def stale_judgement_shards(workspace: Workspace) -> dict[Key, str]:

@@ -6,6 +6,7 @@ Keep out: drawings of single things (shapes, heads, props, lettering) and anythi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -92,6 +93,14 @@ def full_caption(spec: FrameSpec) -> str:
     return text + (" with " + " and ".join(extras) if extras else "")
 
 
+class Drawing(NamedTuple):
+    """A drawn frame, its truth, and the heads in the order of the truth's people."""
+
+    image: Image
+    truth: SceneTruth
+    heads: tuple[Head, ...]
+
+
 @dataclass(slots=True)
 class _Stage:
     """The part of the canvas that is still free, and what has been drawn so far."""
@@ -102,7 +111,7 @@ class _Stage:
     right: float
     bottom: float
     boxes: list[tuple[str, Box]]
-    people: list[tuple[str, Box]]
+    people: list[tuple[str, Head]]
 
 
 def render_frame(
@@ -115,6 +124,20 @@ def render_frame(
     cast: Sequence[Identity] = CAST,
 ) -> tuple[Image, SceneTruth]:
     """Draw a frame and give its truth; `is_noisy` adds the blur, grain and JPEG marks that models must bear."""
+    drawing = draw_frame(spec, rng, width=width, height=height, is_noisy=is_noisy, cast=cast)
+    return drawing.image, drawing.truth
+
+
+def draw_frame(
+    spec: FrameSpec,
+    rng: np.random.Generator,
+    *,
+    width: int = WIDTH_PX,
+    height: int = HEIGHT_PX,
+    is_noisy: bool = True,
+    cast: Sequence[Identity] = CAST,
+) -> Drawing:
+    """Draw as `render_frame` does and give the landmarks of the heads too."""
     image = _paint_background(spec.scene.background, rng, width, height)
     bottom = height * (BAR_TOP_FRAC if spec.bar else 1.0)
     stage = _Stage(image, 0.0, height * TITLE_BOTTOM_FRAC if spec.title else 0.0, float(width), bottom, [], [])
@@ -125,14 +148,14 @@ def render_frame(
     _put_shapes(stage, spec.scene, rng)
     texts = _put_texts(stage, spec, rng)
     noisy = _spoil(image, rng) if is_noisy else image
-    return noisy, _tell_truth(stage, full_caption(spec), texts)
+    return Drawing(noisy, _tell_truth(stage, full_caption(spec), texts), tuple(head for _, head in stage.people))
 
 
 def _tell_truth(stage: _Stage, caption: str, texts: list[str]) -> SceneTruth:
     height, width = stage.image.shape[:2]
     limits = [width, height, width, height]
     boxes = tuple(LabelBox(label, *map(float, np.clip(box, 0, limits))) for label, box in stage.boxes)
-    people = tuple(PersonBox(name, *map(float, np.clip(box, 0, limits))) for name, box in stage.people)
+    people = tuple(PersonBox(name, *map(float, np.clip(head.box, 0, limits))) for name, head in stage.people)
     return SceneTruth(caption, boxes, people, tuple(texts))
 
 
@@ -159,7 +182,7 @@ def _put_person(stage: _Stage, who: Identity, name: str, rng: np.random.Generato
     y = stage.top + rng.uniform(1.35 * half_height, lowest)
     head = _draw_on_stage(stage, who, x, y, half_height, rng)
     stage.boxes.append(("person", head.box))
-    stage.people.append((name, head.box))
+    stage.people.append((name, head))
     if is_left:
         stage.left = min(x + reach * 0.5, width * 0.45)
     else:

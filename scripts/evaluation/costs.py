@@ -1,0 +1,96 @@
+"""What an ingest costs: wall and CPU seconds by phase and by step, and the memory of all its processes.
+
+Put here: measurement of our own processes, and the seconds that Dagster's events hold.
+Keep out: what the ingest found.
+"""
+
+import resource
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import psutil  # type: ignore[import-untyped]  # psutil ships no types
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+SAMPLE_EVERY_S = 0.2
+_FIRST_PHASE = "discover"
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """Seconds: on the wall, of this process, of its children that have ended."""
+
+    wall_s: float
+    own_cpu_s: float
+    child_cpu_s: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """Read the clocks."""
+        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        return cls(time.monotonic(), own.ru_utime + own.ru_stime, children.ru_utime + children.ru_stime)
+
+    def __sub__(self, other: "Clocks") -> "Clocks":
+        return Clocks(
+            self.wall_s - other.wall_s, self.own_cpu_s - other.own_cpu_s, self.child_cpu_s - other.child_cpu_s
+        )
+
+
+@dataclass(slots=True)
+class Meter:
+    """Measures while it is entered; `note` takes the progress of an ingest and tells its phases apart.
+
+    Attributes
+    ----------
+    peak_bytes : largest resident memory of this process and its descendants, sampled; pages they share count for each
+    """
+
+    phases: dict[str, Clocks] = field(default_factory=dict)
+    peak_bytes: int = 0
+    _phase: str = _FIRST_PHASE
+    _since: Clocks = field(default_factory=Clocks.now)
+    _over: threading.Event = field(default_factory=threading.Event)
+    _sampler: threading.Thread = field(init=False)
+
+    def __enter__(self) -> Self:
+        """Begin to sample."""
+        self._sampler = threading.Thread(target=self._sample, name="memory", daemon=True)
+        self._sampler.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the last phase."""
+        self._over.set()
+        self._sampler.join()
+        self.phases[self._phase] = Clocks.now() - self._since
+
+    def note(self, phase: str, *_: object) -> None:
+        """Take notice of a phase, which ends the one before it."""
+        if phase != self._phase:
+            now = Clocks.now()
+            self.phases[self._phase] = now - self._since
+            self._phase, self._since = phase, now
+
+    def _sample(self) -> None:
+        process = psutil.Process()
+        while not self._over.wait(SAMPLE_EVERY_S):
+            members = [process, *process.children(recursive=True)]
+            self.peak_bytes = max(self.peak_bytes, sum(map(_resident_bytes, members)))
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0  # it ended between listing and asking
+
+
+def step_seconds(instance: "DagsterInstance", steps: Sequence[str]) -> dict[str, float]:
+    """Add up the wall seconds that the materializations of each step tell; decoding is not told, it runs ahead."""
+    from dagster import AssetKey
+
+    return {step: sum(_seconds_of(instance, AssetKey(step))) for step in steps}

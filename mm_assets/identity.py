@@ -99,10 +99,26 @@ def vector_id(text_id: str) -> int:
     return int.from_bytes(hashlib.sha256(text_id.encode()).digest()[:8], "big", signed=False) >> 1
 
 
-def short_hash(*parts: str, digits: int = 16) -> str:
-    """Hex digest of length-prefixed texts: recipes and generations are named by it."""
-    digest = hashlib.sha256()
+class Digest:
+    """A hash of texts that come one by one: each is preceded by its length, so that no two lists share a reading."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def add(self, text: str) -> None:
+        """Add one text."""
+        raw = text.encode("utf-8")
+        self._sha256.update(len(raw).to_bytes(8, "big") + raw)
+
+    @property
+    def text(self) -> str:
+        """16 hex digits: recipes, generations and fingerprints are named by them."""
+        return self._sha256.hexdigest()[:16]
+
+
+def short_hash(*parts: str) -> str:
+    """Return the digest of these texts."""
+    digest = Digest()
     for part in parts:
-        raw = part.encode("utf-8")
-        digest.update(len(raw).to_bytes(8, "big") + raw)
-    return digest.hexdigest()[:digits]
+        digest.add(part)
+    return digest.text

@@ -108,7 +108,7 @@ def test_every_definition_says_what_it_is() -> None:
     """Assets, jobs, sensors, schedules and checks have a description for Dagster's pages."""
     repository = build_defs().get_repository_def()
     own_jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
-    described = [*own_jobs, *repository.sensor_defs, *repository.schedule_defs, *specs().values()]
+    described: list[Any] = [*own_jobs, *repository.sensor_defs, *repository.schedule_defs, *specs().values()]
     checks = [
         spec for key in repository.asset_graph.asset_check_keys for spec in [repository.asset_graph.get_check_spec(key)]
     ]

@@ -37,7 +37,7 @@ class Cluster:
     def launch(self, batch: Batch) -> str:
         """Launch ingest_job for a batch as the daemon would; returns the run's id."""
         config = json.dumps({"ops": {"process_batch": {"config": {"batch_id": batch.batch_id}}}})
-        command = [PROGRAMS / "dagster", "job", "launch", "-m", "mm_assets.definitions", "-j", "ingest_job"]
+        command = [str(PROGRAMS / "dagster"), "job", "launch", "-m", "mm_assets.definitions", "-j", "ingest_job"]
         before = {run.run_id for run in self.driver.instance.get_runs()}
         done = subprocess.run(
             [*command, "--config-json", config],
@@ -121,6 +121,7 @@ def test_run_goes_through_a_pod(cluster: Cluster) -> None:
     [container] = job["spec"]["template"]["spec"]["containers"]
     assert job["metadata"]["labels"]["dagster/job"] == "ingest_job"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert cluster.states() == {"done": 7, "dead": 1, "skipped": 1}
     names = ["picture0.png", "picture1.png", "broken.png"]
     assert list(cluster.driver.statuses("media_quality", names).values()) == ["MATERIALIZED"] * 2 + ["MISSING"]
 

@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster_k8s import K8sRunLauncher
 from dagster_k8s.job import construct_dagster_k8s_job, get_user_defined_k8s_config
 from dagster_postgres.utils import pg_url_from_config
-from kubernetes.client import ApiClient
+from kubernetes.client import ApiClient  # type: ignore[import-untyped]  # it ships no types
 from sqlalchemy import create_engine
 
 from jobs.pods import CPU, GPU, SMALL
@@ -53,9 +53,11 @@ def launcher(instance_ref: InstanceRef) -> Iterator[K8sRunLauncher]:
         yield found
 
 
-def build_pod(launcher: K8sRunLauncher, tags: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def build_pod(
+    launcher: K8sRunLauncher, tags: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Give job spec, pod spec and container, as they would be sent to the cluster, of a run with these tags."""
-    run = dg.DagsterRun(job_name="any_job", tags=tags)
+    run = dg.DagsterRun(job_name="any_job", tags=dict(tags))
     context = launcher.get_container_context_for_run(run)
     config = context.get_k8s_job_config(job_image="example.com/mm-assets:1", run_launcher=launcher)
     built = construct_dagster_k8s_job(
@@ -147,7 +149,7 @@ def test_misspelt_key_fails(tags: dict[str, Any], path: tuple[str, ...], message
 
 def test_dagster_yaml_says_what_the_design_asks(instance_ref: InstanceRef) -> None:
     """Dagster accepts the file; runs resume, GPU runs and publishes are bounded, ticks are purged, nothing calls home."""
-    settings = instance_ref.settings
+    settings: Any = instance_ref.settings
     assert settings["run_monitoring"]["enabled"] is True
     assert settings["run_monitoring"]["max_resume_run_attempts"] == 2
     assert settings["concurrency"]["pools"] == {"granularity": "run", "default_limit": 1}

@@ -265,3 +265,21 @@ def test_claims_name_what_they_hold(counted: Callable[..., Any]) -> None:
     assert isinstance(end.claim, Claim)
     assert {e.step for e in end.ends} == set(workspace.recipes)
     refresh(workspace)
+
+
+def test_an_object_that_kills_its_worker_is_recorded_and_given_up(
+    make_workspace: Callable[..., Any], tmp_path: Path
+) -> None:
+    """After the allowed starts it dies as crash_loop, with its record in the lake before the ledger says so."""
+    workspace = make_workspace("picture0.png", runs={"decode_workers": 1, "max_claims": 2}).open()
+    discover(workspace, "source")
+    for _ in range(2):
+        [batch] = plan(workspace)
+        workspace.ledger.work.claim_batch(batch.batch_id, "host/0/dies", lease_s=-1, max_claims=2)
+
+    process(workspace)
+
+    assert set(_states(workspace, "picture0.png").values()) == {("dead", "crash_loop")}
+    letters = list((tmp_path / "lake" / "dead_letters").rglob("*.json"))
+    assert len(letters) == len(workspace.recipes)
+    assert '"reason": "crash_loop"' in letters[0].read_text()

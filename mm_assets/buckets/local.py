@@ -294,7 +294,7 @@ class _Walk(Iterator[str]):
 
 def _etag(found: os.stat_result) -> str:
     facts = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-    return short_hash(*map(str, facts), digits=32)
+    return short_hash(*map(str, facts))
 
 
 def _to_stored(key: str, found: os.stat_result) -> StoredObject:

@@ -72,6 +72,8 @@ def _progress() -> Iterator[Report]:
 
         def report(phase: str, done: int, total: int | None) -> None:
             if phase not in tasks:
+                for earlier in tasks.values():  # a phase begins when the one before is over
+                    bars.update(earlier, total=bars.tasks[earlier].completed)
                 tasks[phase] = bars.add_task(_PHASES.get(phase, phase), total=total)
             bars.update(tasks[phase], completed=done, total=total)
 
@@ -132,7 +134,7 @@ def _print_work(summary: "Summary") -> None:
         print_table(("table", "rows"), sorted(summary.n_rows.items()))
     dead = [(step, reason, n) for (step, state, reason), n in summary.counts.items() if state == "dead"]
     for step, reason, n in sorted(dead, key=str):
-        click.echo(f"{n} objects were given up in {step}: {reason}")
+        click.echo(f"given up in {step}: {n} ({reason})")
     click.echo(f"{summary.n_processed} objects in {summary.n_runs} runs, {summary.seconds:.1f} s.")
     if summary.is_refreshed:
         click.echo(f"Parquet: {summary.lake_uri.rstrip('/')}/tables/")

@@ -73,19 +73,21 @@ def discover(
     own = reserved_prefixes(source, workspace.settings)
     ends_at = time.monotonic() + deadline_s if deadline_s is not None else float("inf")
     counts = dict.fromkeys(("n_listed", "n_new", "n_changed", "n_revived", "n_refused"), 0)
+    recipes = workspace.recipes_of(alias)
     after: str | None = workspace.ledger.objects.scan(alias).after
     while after is not None and time.monotonic() < ends_at:
         page = workspace.sources[alias].list_page(after=after, limit=_PAGE)
         seen, n_refused = _select(source, page.objects, own)
         delta = workspace.ledger.objects.record_page(
-            alias, seen, after=page.next_after, shard_objects=workspace.settings.refresh.shard_objects
+            alias, seen, after=page.next_after, shard_objects=workspace.settings.refresh.shard_objects, recipes=recipes
         )
         found = (len(page.objects), delta.n_new, delta.n_changed, delta.n_revived, n_refused + page.n_skipped)
         counts = {name: counts[name] + n for name, n in zip(counts, found, strict=True)}
         on_page(counts["n_listed"])
         after = page.next_after
     n_gone, alarm = _finish(workspace, alias) if after is None else (0, workspace.ledger.objects.scan(alias).alarm)
-    workspace.ledger.work.want(alias, workspace.recipes_of(alias))
+    if after is None:
+        workspace.ledger.work.want(alias, recipes)  # for versions seen before the recipes changed
     return Discovery(alias, **counts, n_gone=n_gone, is_complete=after is None, alarm=alarm)
 
 

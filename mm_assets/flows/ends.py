@@ -67,6 +67,14 @@ def failed(workspace: Workspace, claim: Claim, step: str, error: ObjectError) ->
     return StepEnd(step, "dead", str(error.reason), message, counts_as_try=True)
 
 
+def record_crash_loop(workspace: Workspace, claim: Claim) -> None:
+    """Write the dead letters of an object over which the worker died too often, before the ledger says dead."""
+    for step in claim.steps:
+        message = f"the worker died {claim.n_starts} times over this object"
+        letter = _dead_letter(claim, step, Reason.CRASH_LOOP, message, claim.tries[step])
+        workspace.lake.write_dead_letter(claim.known.object_id, step, letter)
+
+
 def _dead_letter(claim: Claim, step: str, reason: Reason, message: str, tries: int) -> Mapping[str, object]:
     version = claim.known.version
     return {

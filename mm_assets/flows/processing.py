@@ -47,6 +47,8 @@ class ObjectEnd:
 def process_batch(workspace: Workspace, batch_id: str) -> Iterator[ObjectEnd]:
     """Process what a batch still has to do; can be repeated after any kill."""
     runs, owner = workspace.settings.runs, new_owner()
+    for worn_out in workspace.ledger.work.worn_out(batch_id, runs.max_claims):
+        ends.record_crash_loop(workspace, worn_out)
     claims = workspace.ledger.work.claim_batch(batch_id, owner, lease_s=runs.lease_s, max_claims=runs.max_claims)
     yield from process(workspace, claims, owner, batch_id)
 

@@ -18,7 +18,7 @@ from mm_assets.flows.generations import SPACES, Frozen, load_frozen, load_index
 from mm_assets.flows.judging import JUDGEMENTS, judge_vectors
 from mm_assets.flows.recipes import upstream
 from mm_assets.flows.workspace import Workspace
-from mm_assets.identity import short_hash
+from mm_assets.identity import Digest, short_hash
 from mm_assets.indexing import VectorIndex
 from mm_assets.ledger import ShardFile
 from mm_assets.schemas import TABLES, Table
@@ -85,13 +85,13 @@ def step_table(workspace: Workspace, step: str) -> Table:
 def stale_step_shards(workspace: Workspace) -> dict[Key, str]:
     """Return (table, shard) → fingerprint of the files of the steps that must be written."""
     published = workspace.ledger.catalog.published()
-    wanted: dict[Key, list[str]] = {(step, 0): [] for step in (*published, STATES)}
+    marks: dict[Key, Digest] = {(step, 0): Digest() for step in (*published, STATES)}
     if published:
         for shard, object_id, step, recipe, state, n_rows in workspace.ledger.work.published_rows(published):
             if n_rows is not None:
-                wanted.setdefault((step, shard), []).append(f"{object_id} {recipe} {n_rows}")
-            wanted.setdefault((STATES, shard), []).append(f"{object_id} {step} {recipe} {state} {n_rows}")
-    return _stale(workspace, {key: short_hash(*parts) for key, parts in wanted.items()})
+                marks.setdefault((step, shard), Digest()).add(f"{object_id} {recipe} {n_rows}")
+            marks.setdefault((STATES, shard), Digest()).add(f"{object_id} {step} {recipe} {state} {n_rows}")
+    return _stale(workspace, {key: mark.text for key, mark in marks.items()})
 
 
 def _stale(workspace: Workspace, wanted: Mapping[Key, str]) -> dict[Key, str]:
@@ -111,7 +111,7 @@ def publish_steps(workspace: Workspace, on_file: Callable[[str], None] = lambda 
         else:
             outcome.n_missing += _publish_shard(workspace, name, shard, recipes[name], fingerprint)
         outcome.n_written += 1
-    outcome.n_removed = _remove_empty(workspace, (*recipes, STATES), recipes)
+    outcome.n_removed = _remove_empty(workspace, (*recipes, STATES))
     _count(workspace, outcome)
     return outcome
 
@@ -182,9 +182,9 @@ def _state_rows(workspace: Workspace, shard: int, recipes: Mapping[str, str]) ->
     return pa.Table.from_pylist(rows, TABLES[STATES].published_schema())
 
 
-def _remove_empty(workspace: Workspace, tables: tuple[str, ...], recipes: Mapping[str, str]) -> int:
+def _remove_empty(workspace: Workspace, tables: tuple[str, ...]) -> int:
     """Withdraw the files of shards that hold no live object any more; shard 0 stays, so that a glob finds a schema."""
-    live = {row[0] for row in workspace.ledger.work.published_rows(recipes)} if recipes else set()
+    live = workspace.ledger.objects.live_shards()
     judged = (*tables, *JUDGEMENTS, _INDEXED)
     gone = [key for key in workspace.ledger.catalog.shard_files() if key[0] in judged and key[1] not in live | {0}]
     for name, shard in gone:

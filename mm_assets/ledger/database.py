@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -94,11 +93,3 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 def _begin_immediate(connection: Connection) -> None:
     """Take the write lock first: a reader that becomes a writer would otherwise fail without waiting."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def insert_ignoring(connection: Connection, table: Any, rows: list[dict[str, Any]]) -> None:
-    """Insert rows; those whose primary key exists stay as they are."""
-    if not rows:
-        return
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)

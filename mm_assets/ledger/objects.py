@@ -4,11 +4,13 @@ Put here: upserts of listed pages, versions that supersede each other, deletions
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Engine, and_, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Row
 
 from mm_assets.identity import ObjectVersion
@@ -66,6 +68,18 @@ def chunks(items: Sequence[str], size: int = _CHUNK) -> Iterable[Sequence[str]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
+def want(connection: Connection, object_ids: Sequence[str], recipes: Mapping[str, str]) -> None:
+    """Open rows of work for these versions; existing rows stay as they are."""
+    rows = [
+        {"object_id": object_id, "step": step, "recipe": recipe, "state": "wanted", "changed_at": time.time()}
+        for object_id in object_ids
+        for step, recipe in recipes.items()
+    ]
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    if rows:
+        connection.execute(dialect.insert(WORK).on_conflict_do_nothing(), rows)
+
+
 def known_object(row: Row[tuple[object, ...]]) -> KnownObject:
     """Build from a row of ``objects``."""
     fields = row._mapping  # noqa: SLF001  SQLAlchemy's documented way to read a row by name
@@ -100,19 +114,27 @@ class ObjectBook:
         )
 
     def record_page(
-        self, alias: str, seen: Sequence[SeenObject], *, after: str | None, shard_objects: int
+        self,
+        alias: str,
+        seen: Sequence[SeenObject],
+        *,
+        after: str | None,
+        shard_objects: int,
+        recipes: Mapping[str, str] = MappingProxyType({}),
     ) -> PageDelta:
-        """Store one page of a listing and move the cursor, in one transaction.
+        """Store one page of a listing, want the work on what is new, and move the cursor, in one transaction.
 
         Parameters
         ----------
         seen : the selected objects of the page
         after : where the next page starts; None leaves the cursor for ``finish_pass`` to wrap
         shard_objects : object versions in one shard
+        recipes : step → recipe that new versions get a row of work for
         """
         with self._engine.begin() as connection:
             scan = connection.execute(select(SCANS).where(SCANS.c.alias == alias)).one()
-            delta = self._upsert(connection, seen, scan.pass_number, shard_objects)
+            delta, fresh = self._upsert(connection, seen, scan.pass_number, shard_objects)
+            want(connection, fresh, recipes)
             values: dict[str, Any] = {"n_seen": SCANS.c.n_seen + len(seen), "pages": SCANS.c.pages + 1}
             if after is not None:
                 values["after"] = after
@@ -134,6 +156,11 @@ class ObjectBook:
         with self._engine.connect() as connection:
             return int(connection.scalar(query) or 0)
 
+    def live_shards(self) -> set[int]:
+        """Return the shards that hold a live version."""
+        with self._engine.connect() as connection:
+            return set(connection.scalars(select(OBJECTS.c.shard).where(OBJECTS.c.state == "live").distinct()))
+
     def finish_pass(self, alias: str, gone: Sequence[str], alarm: str | None) -> None:
         """End a pass: retire what is gone, wrap the cursor, keep or clear the alarm. One transaction."""
         with self._engine.begin() as connection:
@@ -153,20 +180,20 @@ class ObjectBook:
 
     def _upsert(
         self, connection: Connection, seen: Sequence[SeenObject], pass_number: int, shard_objects: int
-    ) -> PageDelta:
+    ) -> tuple[PageDelta, list[str]]:
         by_id = {item.version.object_id: item for item in seen}
         states = self._states(connection, list(by_id))
         self._touch(connection, [object_id for object_id, state in states.items() if state == "live"], pass_number)
         fresh = {object_id: item for object_id, item in by_id.items() if states.get(object_id) != "live"}
         if not fresh:
-            return PageDelta()
+            return PageDelta(), []
         replaced = self._supersede(connection, fresh)
         revived = [object_id for object_id in fresh if object_id in states]
         self._revive(connection, revived, pass_number)
         new = {object_id: item for object_id, item in fresh.items() if object_id not in states}
         self._insert(connection, new, replaced, pass_number, shard_objects)
         n_changed = sum((item.version.alias, item.version.key) in replaced for item in new.values())
-        return PageDelta(len(new) - n_changed, n_changed, len(revived))
+        return PageDelta(len(new) - n_changed, n_changed, len(revived)), list(fresh)
 
     def _states(self, connection: Connection, object_ids: list[str]) -> dict[str, str]:
         found: dict[str, str] = {}

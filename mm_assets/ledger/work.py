@@ -8,7 +8,7 @@ is touched by throttling and outages. Only the holder of the latest token may fi
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from mm_assets.ledger.objects import KnownObject, chunks, known_object
 from mm_assets.ledger.tables import BATCHES, OBJECTS, WORK
 
 FINAL_STATES = ("done", "skipped", "dead")
+_ROWS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,13 @@ class WorkBook:
         mine = and_(WORK.c.batch_id == batch_id, WORK.c.state == "wanted")
         return self._claim(mine, owner, lease_s, max_claims)
 
+    def worn_out(self, batch_id: str, max_claims: int) -> list[Claim]:
+        """Return what the next claim of a batch would give up as ``crash_loop``, so that it can be recorded before."""
+        rows = and_(WORK.c.batch_id == batch_id, WORK.c.state == "wanted", WORK.c.claims >= max_claims)
+        with self._engine.connect() as connection:
+            found = list(connection.execute(select(WORK).where(rows)))
+            return self._to_claims(connection, found)
+
     def claim_objects(
         self, object_ids: Sequence[str], recipes: Mapping[str, str], owner: str, *, lease_s: float
     ) -> list[Claim]:
@@ -232,27 +240,31 @@ class WorkBook:
     def _claimed(
         self, connection: Connection, owner: str, object_ids: set[str], keys: set[tuple[str, str, str]]
     ) -> list[Claim]:
-        work: dict[str, list[Row[Any]]] = {}
-        known: dict[str, KnownObject] = {}
+        rows: list[Row[Any]] = []
         for part in chunks(sorted(object_ids)):
             mine = and_(WORK.c.object_id.in_(part), WORK.c.state == "claimed", WORK.c.owner == owner)
-            for row in connection.execute(select(WORK).where(mine)):
-                if (row.object_id, row.step, row.recipe) in keys:
-                    work.setdefault(row.object_id, []).append(row)
-            for row in connection.execute(
-                select(OBJECTS).where(OBJECTS.c.object_id.in_(part)).order_by(OBJECTS.c.place)
-            ):
-                known[row.object_id] = known_object(row)
+            rows += connection.execute(select(WORK).where(mine))
+        return self._to_claims(connection, [row for row in rows if (row.object_id, row.step, row.recipe) in keys])
+
+    @staticmethod
+    def _to_claims(connection: Connection, rows: Sequence[Row[Any]]) -> list[Claim]:
+        """Group rows of work into one claim for each version."""
+        work: dict[str, list[Row[Any]]] = {}
+        for row in rows:
+            work.setdefault(row.object_id, []).append(row)
+        known: list[KnownObject] = []
+        for part in chunks(sorted(work)):
+            found = connection.execute(select(OBJECTS).where(OBJECTS.c.object_id.in_(part)).order_by(OBJECTS.c.place))
+            known += [known_object(row) for row in found]
         return [
             Claim(
-                known[object_id],
-                {row.step: row.recipe for row in work[object_id]},
-                {row.step: row.token for row in work[object_id]},
-                {row.step: row.tries for row in work[object_id]},
-                max(row.claims for row in work[object_id]),
+                item,
+                {row.step: row.recipe for row in work[item.object_id]},
+                {row.step: row.token for row in work[item.object_id]},
+                {row.step: row.tries for row in work[item.object_id]},
+                max(row.claims for row in work[item.object_id]),
             )
-            for object_id in known
-            if object_id in work
+            for item in known
         ]
 
     def renew(self, owner: str, lease_s: float) -> None:
@@ -387,8 +399,8 @@ class WorkBook:
         with self._engine.connect() as connection:
             return not connection.scalar(open_rows)
 
-    def published_rows(self, recipes: Mapping[str, str]) -> list[tuple[int, str, str, str, str, int | None]]:
-        """Return (shard, object_id, step, recipe, state, n_rows) of all live versions, by place in the shard.
+    def published_rows(self, recipes: Mapping[str, str]) -> Iterator[tuple[int, str, str, str, str, int | None]]:
+        """Yield (shard, object_id, step, recipe, state, n_rows) of all live versions, by place in the shard.
 
         ``n_rows`` is None where there is no result; work that is being done again keeps its earlier one until its end.
         """
@@ -398,8 +410,9 @@ class WorkBook:
             .where(OBJECTS.c.state == "live", _these(recipes))
             .order_by(OBJECTS.c.shard, OBJECTS.c.place, WORK.c.step)
         )
-        with self._engine.connect() as connection:
-            return [(r.shard, r.object_id, r.step, r.recipe, r.state, r.n_rows) for r in connection.execute(query)]
+        with self._engine.connect().execution_options(yield_per=_ROWS_AT_ONCE) as connection:
+            for r in connection.execute(query):
+                yield r.shard, r.object_id, r.step, r.recipe, r.state, r.n_rows
 
     def of_shard(self, shard: int, recipes: Mapping[str, str]) -> list[tuple[KnownObject, dict[str, object]]]:
         """Return (version, work row) of the live versions of one shard, in order."""

@@ -98,5 +98,7 @@ def _count(score: _Class, label: str, found: Sequence[Row], view: View) -> list[
     score.hits += [k is not None for k in taken]
     score.n_true += len(true)
     missed = [f"missed {label} on {view.place}"] * (len(true) - len([k for k in taken if k is not None]))
-    invented = [f"no {label} ({row['confidence']:.2f}) on {view.place}" for row, k in zip(own, taken, strict=True) if k is None]
+    invented = [
+        f"no {label} ({row['confidence']:.2f}) on {view.place}" for row, k in zip(own, taken, strict=True) if k is None
+    ]
     return missed + invented

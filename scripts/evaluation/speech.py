@@ -6,6 +6,7 @@ Keep out: alignment of words (words).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from world.truth import MediaObject
 
@@ -92,7 +93,7 @@ def _word_error_rate(name: str, hearings: Sequence[_Hearing], target: float | No
 def _faults(hearing: _Hearing) -> Iterator[str]:
     """Give the stretches between equal words that are not the same."""
     edges = [(-1, -1), *hearing.alignment.pairs, (len(hearing.spoken), len(hearing.heard))]
-    for (i, j), (next_i, next_j) in zip(edges, edges[1:], strict=False):
+    for (i, j), (next_i, next_j) in pairwise(edges):
         said = " ".join(word.text for word in hearing.spoken[i + 1 : next_i])
         understood = " ".join(word.text for word in hearing.heard[j + 1 : next_j])
         if said or understood:

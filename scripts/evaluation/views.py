@@ -60,7 +60,9 @@ def pair_views(segments: Sequence[Row], objects: Mapping[str, MediaObject]) -> I
         item = objects[row["key"]]
         scene = _scene_of(row, item)
         if scene is not None:
-            scale = (row["width_px"] / item.width_px, row["height_px"] / item.height_px) if item.width_px else (1.0, 1.0)
+            scale = (
+                (row["width_px"] / item.width_px, row["height_px"] / item.height_px) if item.width_px else (1.0, 1.0)
+            )
             yield View(row["segment_id"], row["segment_kind"], place_of(row), scene, scale)
 
 

@@ -111,7 +111,9 @@ def run_session(learner: Learner, budget: Budget, folder: Path, *, is_resumed: b
     with stopping_on_interrupt() as interrupts:
         _train(learner, budget, checkpoint, interrupts)
     files = learner.export(folder)
-    print(f"{learner.name}: {'stopped' if interrupts else 'done'}, wrote {', '.join(f.name for f in files)}", flush=True)
+    print(
+        f"{learner.name}: {'stopped' if interrupts else 'done'}, wrote {', '.join(f.name for f in files)}", flush=True
+    )
     return INTERRUPTED if interrupts else 0
 
 

@@ -15,19 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mm_assets.errors import ConfigError
+from mm_assets.schemas import STEP_TABLES
 
 CONFIG_NAME = "mm_assets.yaml"
 CONFIG_VARIABLE = "MM_ASSETS_CONFIG"
-STEP_NAMES = (
-    "raw_objects",
-    "segments",
-    "visual_embeddings",
-    "detected_objects",
-    "faces",
-    "ocr_text",
-    "transcripts",
-    "media_quality",
-)
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 MIB = 1 << 20
 
@@ -96,7 +87,7 @@ class SourceSettings(Location):
     exclude: tuple[str, ...] = Field((), description="globs that win over include")
     min_object_bytes: int = Field(0, ge=0, description="smaller objects are skipped")
     max_object_bytes: int = Field(5 * 1024 * MIB, gt=0, description="larger objects are skipped as too_large")
-    steps: tuple[str, ...] = Field(STEP_NAMES, description="steps to run on this source")
+    steps: tuple[str, ...] = Field(STEP_TABLES, description="steps to run on this source")
 
     @model_validator(mode="after")
     def _fill_and_check(self) -> "SourceSettings":
@@ -106,9 +97,9 @@ class SourceSettings(Location):
         if not _ALIAS.fullmatch(self.alias):
             msg = f"alias {self.alias!r}: use 1-63 letters, digits, '.', '_' or '-'"
             raise ValueError(msg)
-        unknown = sorted(set(self.steps) - set(STEP_NAMES) - _steps_of_plugins())
+        unknown = sorted(set(self.steps) - set(STEP_TABLES) - _steps_of_plugins())
         if unknown:
-            msg = f"unknown steps {', '.join(unknown)}; known: {', '.join(STEP_NAMES)}"
+            msg = f"unknown steps {', '.join(unknown)}; known: {', '.join(STEP_TABLES)}"
             raise ValueError(msg)
         return self
 

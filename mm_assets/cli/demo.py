@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _QUESTIONS = (
     "a large white heart on a red background",
-    "a black diamond above a cyan star",
-    "a purple cross",
+    "a white circle right of a black square",
+    "a yellow star on a white background",
     "something on a blue background",
     "a person with a tree",
 )

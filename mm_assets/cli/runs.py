@@ -5,10 +5,9 @@ Put here: the order of runs and what is counted. Keep out: printing, and the wor
 Every run is on the configured Dagster instance and shows in its UI. Ctrl-C gives back what was claimed.
 """
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import dagster as dg
 
 from mm_assets.flows.discovery import Discovery, discover
 from mm_assets.flows.planning import free_lost_work, plan_batches
+from mm_assets.flows.processing import repeating
 from mm_assets.flows.refreshing import needs_refresh
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import Batch
@@ -159,27 +159,14 @@ class _Runner:
 
         objects = self._workspace.ledger.work.objects_of(batch.batch_id)
         hold_keys(self._instance, self._workspace, objects)
-        with self._watched(batch, total):
+        with repeating(_POLL_S, partial(self._count_processed, batch, total)):
             self._execute(job, run_config=bulk_config(batch.batch_id), tags={"mm_assets/batch": batch.batch_id})
         self._summary.n_processed += batch.n_objects
 
-    @contextmanager
-    def _watched(self, batch: Batch, total: int) -> Iterator[None]:
+    def _count_processed(self, batch: Batch, total: int) -> None:
         """Report how much of a batch is over, from the ledger, while its run goes on."""
-        stop = threading.Event()
-
-        def watch() -> None:
-            while not stop.wait(_POLL_S):
-                left = self._workspace.ledger.work.n_open_objects(batch.batch_id)
-                self._on_progress("process", self._summary.n_processed + batch.n_objects - left, total)
-
-        thread = threading.Thread(target=watch, name="progress", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+        left = self._workspace.ledger.work.n_open_objects(batch.batch_id)
+        self._on_progress("process", self._summary.n_processed + batch.n_objects - left, total)
 
     def refresh(self) -> None:
         if not needs_refresh(self._workspace):

@@ -10,9 +10,10 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -59,7 +60,8 @@ def process(workspace: Workspace, claims: Sequence[Claim], owner: str, batch_id:
         return
     judge = Judge(workspace, batch_id)
     try:
-        with _heartbeat(workspace, owner), _scratch() as folder:
+        lease_s = workspace.settings.runs.lease_s
+        with repeating(lease_s / 3, partial(workspace.ledger.work.renew, owner, lease_s)), _scratch() as folder:
             workers = min(workspace.settings.runs.decode_workers or os.cpu_count() or 1, len(claims))
             preparer = Preparer(workspace, folder, workers=workers)
             for group in _groups(preparer.run(claims)):
@@ -108,16 +110,15 @@ def is_dead_here(owner: str) -> bool:
 
 
 @contextmanager
-def _heartbeat(workspace: Workspace, owner: str) -> Iterator[None]:
-    """Renew the leases while the work goes on."""
+def repeating(interval_s: float, call: Callable[[], object]) -> Iterator[None]:
+    """Call something again and again in a thread, as long as the block lasts."""
     stop = threading.Event()
-    lease = workspace.settings.runs.lease_s
 
-    def beat() -> None:
-        while not stop.wait(lease / 3):
-            workspace.ledger.work.renew(owner, lease)
+    def repeat() -> None:
+        while not stop.wait(interval_s):
+            call()
 
-    thread = threading.Thread(target=beat, name="leases", daemon=True)
+    thread = threading.Thread(target=repeat, name="repeating", daemon=True)
     thread.start()
     try:
         yield

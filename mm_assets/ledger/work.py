@@ -8,19 +8,17 @@ is touched by throttling and outages. Only the holder of the latest token may fi
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, func, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, insert, literal, or_, select, update
 from sqlalchemy.engine import Connection, Row
 
 from mm_assets.errors import Reason
 from mm_assets.ledger.objects import KnownObject, chunks, known_object
+from mm_assets.ledger.progress import WorkReader, these
 from mm_assets.ledger.tables import BATCHES, OBJECTS, WORK
-
-FINAL_STATES = ("done", "skipped", "dead")
-_ROWS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +71,8 @@ class Finished:
     counts_as_try: bool = False
 
 
-class WorkBook:
-    """Work on object versions."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class WorkBook(WorkReader):
+    """Work on object versions: what ``WorkReader`` reads, and all that changes it."""
 
     def want(self, alias: str, recipes: Mapping[str, str]) -> int:
         """Open a row for every live version of a source that has none for these recipes; returns how many."""
@@ -184,9 +179,7 @@ class WorkBook:
             )
         )
         for part in chunks(object_ids):
-            rows = and_(
-                WORK.c.object_id.in_(part), WORK.c.state == "wanted", WORK.c.batch_id.is_(None), _these(recipes)
-            )
+            rows = and_(WORK.c.object_id.in_(part), WORK.c.state == "wanted", WORK.c.batch_id.is_(None), these(recipes))
             connection.execute(update(WORK).where(rows).values(batch_id=batch.batch_id))
         return batch
 
@@ -221,7 +214,7 @@ class WorkBook:
         claims: list[Claim] = []
         for part in chunks(object_ids):
             free = or_(WORK.c.state != "claimed", WORK.c.lease_until < time.time())
-            claims += self._claim(and_(WORK.c.object_id.in_(part), _these(recipes), free), owner, lease_s, None)
+            claims += self._claim(and_(WORK.c.object_id.in_(part), these(recipes), free), owner, lease_s, None)
         return claims
 
     def _claim(self, rows: ColumnElement[bool], owner: str, lease_s: float, max_claims: int | None) -> list[Claim]:
@@ -338,102 +331,10 @@ class WorkBook:
         """Free what these batches still hold and have not claimed."""
         return self._release(and_(WORK.c.state == "wanted", WORK.c.batch_id.in_(list(batch_ids))), 0)
 
-    def n_open_objects(self, batch_id: str) -> int:
-        """Count the object versions of a batch that have work left in it."""
-        with self._engine.connect() as connection:
-            return int(
-                connection.scalar(select(func.count(WORK.c.object_id.distinct())).where(WORK.c.batch_id == batch_id))
-                or 0
-            )
-
-    def n_waiting(self, recipes: Mapping[str, str]) -> int:
-        """Count the live object versions with work that is not over."""
-        query = (
-            select(func.count(WORK.c.object_id.distinct()))
-            .join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id)
-            .where(OBJECTS.c.state == "live", _these(recipes), WORK.c.state.not_in(FINAL_STATES))
-        )
-        with self._engine.connect() as connection:
-            return int(connection.scalar(query) or 0)
-
     def _release(self, rows: ColumnElement[bool], claims: int) -> int:
         values = {"state": "wanted", "owner": None, "lease_until": None, "batch_id": None, "changed_at": time.time()}
         with self._engine.begin() as connection:
             return connection.execute(update(WORK).where(rows).values(**values, claims=WORK.c.claims + claims)).rowcount
-
-    # -- reading -------------------------------------------------------------------------------------------------
-
-    def counts(self, recipes: Mapping[str, str]) -> dict[tuple[str, str, str | None], int]:
-        """Count rows of live versions by (step, state, reason)."""
-        query = (
-            select(WORK.c.step, WORK.c.state, WORK.c.reason, func.count())
-            .join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id)
-            .where(OBJECTS.c.state == "live", _these(recipes))
-            .group_by(WORK.c.step, WORK.c.state, WORK.c.reason)
-        )
-        with self._engine.connect() as connection:
-            return {(step, state, reason): n for step, state, reason, n in connection.execute(query)}
-
-    def n_changed_since(self, moment: float) -> int:
-        """Count the object versions with an end since a moment."""
-        query = select(func.count(WORK.c.object_id.distinct())).where(
-            WORK.c.changed_at > moment, WORK.c.state.in_(FINAL_STATES)
-        )
-        with self._engine.connect() as connection:
-            return int(connection.scalar(query) or 0)
-
-    def states(self, object_id: str) -> list[dict[str, object]]:
-        """Return all work rows of one object version."""
-        query = select(WORK).where(WORK.c.object_id == object_id).order_by(WORK.c.step)
-        with self._engine.connect() as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001  SQLAlchemy's way
-
-    def complete(self, step: str, recipe: str) -> bool:
-        """Return whether every live version that wants the step has an end under this recipe."""
-        open_rows = (
-            select(func.count())
-            .select_from(WORK.join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id))
-            .where(OBJECTS.c.state == "live", WORK.c.step == step, WORK.c.recipe == recipe)
-            .where(WORK.c.state.not_in(FINAL_STATES))
-        )
-        with self._engine.connect() as connection:
-            return not connection.scalar(open_rows)
-
-    def published_rows(self, recipes: Mapping[str, str]) -> Iterator[tuple[int, str, str, str, str, int | None]]:
-        """Yield (shard, object_id, step, recipe, state, n_rows) of all live versions, by place in the shard.
-
-        ``n_rows`` is None where there is no result; work that is being done again keeps its earlier one until its end.
-        """
-        query = (
-            select(OBJECTS.c.shard, WORK.c.object_id, WORK.c.step, WORK.c.recipe, WORK.c.state, WORK.c.n_rows)
-            .join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id)
-            .where(OBJECTS.c.state == "live", _these(recipes))
-            .order_by(OBJECTS.c.shard, OBJECTS.c.place, WORK.c.step)
-        )
-        with self._engine.connect().execution_options(yield_per=_ROWS_AT_ONCE) as connection:
-            for r in connection.execute(query):
-                yield r.shard, r.object_id, r.step, r.recipe, r.state, r.n_rows
-
-    def of_shard(self, shard: int, recipes: Mapping[str, str]) -> list[tuple[KnownObject, dict[str, object]]]:
-        """Return (version, work row) of the live versions of one shard, in order."""
-        query = (
-            select(OBJECTS, *(WORK.c[name].label(f"work_{name}") for name in _WORK_FIELDS))
-            .join(WORK, OBJECTS.c.object_id == WORK.c.object_id)
-            .where(OBJECTS.c.state == "live", OBJECTS.c.shard == shard, _these(recipes))
-            .order_by(OBJECTS.c.place, WORK.c.step)
-        )
-        with self._engine.connect() as connection:
-            return [
-                (known_object(row), {name: getattr(row, f"work_{name}") for name in _WORK_FIELDS})
-                for row in connection.execute(query)
-            ]
-
-
-_WORK_FIELDS = ("step", "recipe", "state", "reason", "error", "n_rows")
-
-
-def _these(recipes: Mapping[str, str]) -> ColumnElement[bool]:
-    return or_(*(and_(WORK.c.step == step, WORK.c.recipe == recipe) for step, recipe in recipes.items()))
 
 
 def _cut(items: Sequence[str], size: int) -> list[Sequence[str]]:

@@ -283,3 +283,49 @@ def test_an_object_that_kills_its_worker_is_recorded_and_given_up(
     letters = list((tmp_path / "lake" / "dead_letters").rglob("*.json"))
     assert len(letters) == len(workspace.recipes)
     assert '"reason": "crash_loop"' in letters[0].read_text()
+
+
+@pytest.mark.parametrize(("key", "reason"), [("broken.png", "segments_dead"), ("notes.txt", "unsupported")])
+def test_a_step_added_later_ends_where_there_are_no_segments(
+    counted: Callable[..., Any], key: str, reason: str
+) -> None:
+    """Asking for one more step of an object that cannot be decoded is over at once, and for good."""
+    workspace, store = counted(key)
+    ingest(workspace)
+    store.n_bytes.clear()
+    [known] = workspace.ledger.objects.find(key)
+    workspace.ledger.work.want_again("faces", workspace.recipes["faces"], [known.object_id])
+
+    process(workspace)
+
+    assert _states(workspace, key)["faces"] == ("skipped", reason)
+    assert not store.n_bytes
+
+
+def test_lost_segments_are_made_again_before_what_reads_them(
+    counted: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result that vanished from the lake costs one more read of its source and nothing else."""
+    monkeypatch.setattr("mm_assets.flows.ends._SERVICE_WAIT_S", 0.0)
+    workspace, _ = counted("clip.mp4")
+    ingest(workspace)
+    [known] = workspace.ledger.objects.find("clip.mp4")
+    next((tmp_path / "lake" / "results" / "segments").rglob("*.parquet")).unlink()
+    workspace.ledger.work.want_again("faces", workspace.recipes["faces"], [known.object_id])
+
+    process(workspace)
+    process(workspace)
+
+    assert _states(workspace, "clip.mp4")["segments"] == ("done", None)
+    assert _states(workspace, "clip.mp4")["faces"] == ("done", None)
+
+
+def test_a_resumed_run_takes_over_its_own_claims(counted: Callable[..., Any]) -> None:
+    """A pod that is replaced after a kill goes on at once, without waiting for the lease; another run may not."""
+    workspace, _ = counted("picture0.png")
+    discover(workspace, "source")
+    [batch] = plan(workspace)
+    workspace.ledger.work.claim_batch(batch.batch_id, "gone/1/run-a", lease_s=900, max_claims=8)
+
+    assert list(process_batch(workspace, batch.batch_id, "run-b")) == []
+    assert len(list(process_batch(workspace, batch.batch_id, "run-a"))) == 1

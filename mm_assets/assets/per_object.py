@@ -118,7 +118,7 @@ def _ends(
     opened: Workspace, context: dg.AssetExecutionContext, config: BatchConfig, selected: set[str]
 ) -> Iterator[ObjectEnd]:
     if config.batch_id:
-        yield from process_batch(opened, config.batch_id)
+        yield from process_batch(opened, config.batch_id, context.run.run_id)
         return
     known = opened.ledger.objects.by_partition_keys(list(context.partition_keys))
     if not known:
@@ -128,7 +128,7 @@ def _ends(
         opened.ledger.work.want(alias, opened.recipes_of(alias))
     recipes = {step: recipe for step, recipe in opened.recipes.items() if step in selected}
     if recipes:
-        owner, ids = new_owner(), [item.object_id for item in known]
+        owner, ids = new_owner(context.run.run_id), [item.object_id for item in known]
         claims = opened.ledger.work.claim_objects(ids, recipes, owner, lease_s=opened.settings.runs.lease_s)
         yield from process(opened, claims, owner, context.run.run_id)
     if _JUDGED_STEP not in selected and selected & set(JUDGEMENT_TABLES):

@@ -160,7 +160,9 @@ class _Runner:
         objects = self._workspace.ledger.work.objects_of(batch.batch_id)
         hold_keys(self._instance, self._workspace, objects)
         with repeating(_POLL_S, partial(self._count_processed, batch, total)):
-            self._execute(job, run_config=bulk_config(batch.batch_id), tags={"mm_assets/batch": batch.batch_id})
+            key = objects[0].partition_key if batch.lane == "single" else None  # its failure is then red on it alone
+            tags = {"mm_assets/batch": batch.batch_id, "mm_assets/lane": batch.lane}
+            self._execute(job, run_config=bulk_config(batch.batch_id), tags=tags, partition_key=key)
         self._summary.n_processed += batch.n_objects
 
     def _count_processed(self, batch: Batch, total: int) -> None:
@@ -175,10 +177,21 @@ class _Runner:
         self._summary.is_refreshed = self._execute("refresh_job", tags={"mm_assets/reason": "mm ingest"})
         self._on_progress("refresh", 1, 1)
 
-    def _execute(self, job: str, *, tags: Mapping[str, str], run_config: Mapping[str, Any] | None = None) -> bool:
+    def _execute(
+        self,
+        job: str,
+        *,
+        tags: Mapping[str, str],
+        run_config: Mapping[str, Any] | None = None,
+        partition_key: str | None = None,
+    ) -> bool:
         quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
         result = self._defs.resolve_job_def(job).execute_in_process(
-            instance=self._instance, run_config={**(run_config or {}), **quiet}, tags=dict(tags), raise_on_error=False
+            instance=self._instance,
+            run_config={**(run_config or {}), **quiet},
+            partition_key=partition_key,
+            tags=dict(tags),
+            raise_on_error=False,
         )
         self._summary.n_runs += 1
         if _was_interrupted(result):

@@ -116,7 +116,7 @@ class Preparer:
         decoding = [step for step in ("raw_objects", "segments") if step in prepared.claim.steps]
         if decoding and not self._adopt(prepared):
             self._read(prepared)
-        elif not decoding:
+        elif not decoding and self._have_segments(prepared):
             self._fetch(prepared)
 
     def _adopt(self, prepared: Prepared) -> bool:
@@ -132,6 +132,22 @@ class Preparer:
             rows = 1 if step == "raw_objects" else prepared.n_segments
             prepared.ends.append(ends.done(step, rows, key, 0.0, is_new=False))
         return True
+
+    def _have_segments(self, prepared: Prepared) -> bool:
+        """Whether the segments of an earlier run are there; where they never will be, the other steps end as well."""
+        claim, recipe = prepared.claim, self._workspace.recipes["segments"]
+        rows = {
+            r["step"]: r for r in self._workspace.ledger.work.states(claim.known.object_id) if r["recipe"] == recipe
+        }
+        found = rows.get("segments", {"state": "wanted", "reason": None})
+        if found["state"] in {"dead", "skipped"}:
+            reason = "segments_dead" if found["state"] == "dead" else str(found["reason"])
+            prepared.end_all(lambda step: ends.skipped(step, reason))
+        elif not self._workspace.lake.has_result("segments", recipe, claim.known.object_id):
+            self._workspace.ledger.work.want_again("segments", recipe, [claim.known.object_id])
+            message = "the segments are not in the lake (any more); they are made first"
+            prepared.end_all(lambda step: ends.interrupted(step, "waits_for_segments", message))
+        return bool(prepared.open_steps)
 
     def _fetch(self, prepared: Prepared) -> None:
         """Bring the segments of an earlier run."""

@@ -45,9 +45,9 @@ class ObjectEnd:
     judgements: dict[str, pa.Table]
 
 
-def process_batch(workspace: Workspace, batch_id: str) -> Iterator[ObjectEnd]:
-    """Process what a batch still has to do; can be repeated after any kill."""
-    runs, owner = workspace.settings.runs, new_owner()
+def process_batch(workspace: Workspace, batch_id: str, run_id: str = "") -> Iterator[ObjectEnd]:
+    """Process what a batch still has to do; can be repeated after any kill, and resumed at once by the same run."""
+    runs, owner = workspace.settings.runs, new_owner(run_id)
     for worn_out in workspace.ledger.work.worn_out(batch_id, runs.max_claims):
         ends.record_crash_loop(workspace, worn_out)
     claims = workspace.ledger.work.claim_batch(batch_id, owner, lease_s=runs.lease_s, max_claims=runs.max_claims)
@@ -98,9 +98,9 @@ def _process_group(workspace: Workspace, group: list[Prepared], judge: Judge) ->
             item.discard()
 
 
-def new_owner() -> str:
-    """Name this worker: host, process, and a word that no other start shares."""
-    return f"{socket.gethostname()}/{os.getpid()}/{os.urandom(4).hex()}"
+def new_owner(run_id: str = "") -> str:
+    """Name this worker: host, process, and its run or else a word that no other start shares."""
+    return f"{socket.gethostname()}/{os.getpid()}/{run_id or os.urandom(4).hex()}"
 
 
 def is_dead_here(owner: str) -> bool:

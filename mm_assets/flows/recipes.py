@@ -39,7 +39,7 @@ def build_recipes(settings: Settings, extractors: Mapping[str, Extractor]) -> di
     The object's identity is not in it; where results lie and how many at a time are computed is not in it either.
     """
     recipes: dict[str, str] = {}
-    for step in with_upstream(extractors):
+    for step in with_upstream((*DECODING_STEPS, *extractors)):
         above = [recipes[need] for need in upstream(step)]
         recipes[step] = short_hash(step, _ingredients(step, settings, extractors), *above)
     return recipes

@@ -144,8 +144,9 @@ def _build(
     manifest = {"name": name, "generation": generation, "recipes": sorted(recipes), "n_rows": len(ids), "dim": shape[1]}
     manifest |= facts
     workspace.lake.write_generation(name, manifest, files)
-    workspace.ledger.catalog.set_generation(name, manifest)
+    # The ledger last: a kill in between leaves it behind, and the same build is made and pointed to again.
     workspace.lake.point_to_generation(name, manifest)
+    workspace.ledger.catalog.set_generation(name, manifest)
     return Built(name, generation, True, manifest)
 
 

@@ -196,8 +196,13 @@ class WorkBook(WorkReader):
     # -- claims --------------------------------------------------------------------------------------------------
 
     def claim_batch(self, batch_id: str, owner: str, *, lease_s: float, max_claims: int) -> list[Claim]:
-        """Claim what a batch still has to do; rows claimed too often die as ``crash_loop`` instead."""
-        mine = and_(WORK.c.batch_id == batch_id, WORK.c.state == "wanted")
+        """Claim what a batch still has to do; rows claimed too often die as ``crash_loop`` instead.
+
+        An owner whose name ends like that of an earlier one (the same Dagster run, resumed in another pod) takes over
+        what the earlier one held.
+        """
+        held_before = and_(WORK.c.state == "claimed", WORK.c.owner.like(f"%/{owner.rpartition('/')[2]}"))
+        mine = and_(WORK.c.batch_id == batch_id, or_(WORK.c.state == "wanted", held_before))
         return self._claim(mine, owner, lease_s, max_claims)
 
     def worn_out(self, batch_id: str, max_claims: int) -> list[Claim]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SAMPLE_EVERY_S = 0.2
 _FIRST_PHASE = "discover"
-_MOST_EVENTS = 100_000
+_PAGE_EVENTS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,11 @@ def _seconds_of(instance: "DagsterInstance", step: str, since: float) -> float:
     from dagster import AssetKey, AssetRecordsFilter
 
     wanted = AssetRecordsFilter(AssetKey(step), after_timestamp=since)
-    records = instance.fetch_materializations(wanted, limit=_MOST_EVENTS).records
-    events = [record.asset_materialization for record in records]
-    told = [event.metadata["seconds"].value for event in events if event and "seconds" in event.metadata]
-    return sum(value for value in told if isinstance(value, float))
+    total_s, cursor, has_more = 0.0, None, True
+    while has_more:
+        page = instance.fetch_materializations(wanted, limit=_PAGE_EVENTS, cursor=cursor)
+        events = [record.asset_materialization for record in page.records]
+        told = [event.metadata["seconds"].value for event in events if event and "seconds" in event.metadata]
+        total_s += sum(value for value in told if isinstance(value, float))
+        cursor, has_more = page.cursor, page.has_more
+    return total_s

@@ -40,7 +40,7 @@ class LevelTarget(NamedTuple):
     Attributes
     ----------
     is_face : 1 face, 0 none, −1 too near to a face to be either, shape (n,)
-    distances : to the left, top, right and bottom of the face in strides, shape (n, 4), 0 where there is none
+    distances : to the left, top, right and bottom of the face in strides, shape (n, 4); used where there is one
     landmarks : from the cell in strides, shape (n, 10)
     """
 
@@ -68,8 +68,8 @@ def assign_faces(picture: FacePicture, stride: int) -> LevelTarget:
     rows, columns = np.mgrid[:n, :n] * stride
     cells = np.repeat(np.stack([columns.ravel(), rows.ravel()], 1), N_ANCHORS, 0).astype(np.float32)
     if not len(picture.boxes):
-        return LevelTarget(*(np.zeros((len(cells), k), np.float32).squeeze(1) if k == 1
-                             else np.zeros((len(cells), k), np.float32) for k in (1, 4, 10)))  # fmt: skip
+        nothing = np.zeros((len(cells), 10), np.float32)
+        return LevelTarget(nothing[:, 0], nothing[:, :4], nothing)
     anchors = np.tile(ANCHORS_PX[stride], n * n)[:, None]
     middles = (picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2
     sizes = np.sqrt((picture.boxes[:, 2:] - picture.boxes[:, :2]).prod(1))

@@ -135,6 +135,7 @@ class FaceRecogniser(nn.Module):
         self.normalise = nn.BatchNorm1d(VECTOR_DIM, affine=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Give the vectors, shape (n, VECTOR_DIM)."""
         y: torch.Tensor = self.normalise(self.project(self.pool(self.trunk(x)).flatten(1)))
         return y
 

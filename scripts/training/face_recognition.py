@@ -115,8 +115,8 @@ class RecognitionLearner:
     def evaluate(self) -> Mapping[str, float]:
         """Rank 1 among people whom training does not see, and mean cosines of the same and of other people."""
         self.model.eval()
-        crops = to_input(self._unseen)
-        vectors = F.normalize(torch.cat([self.model(part) for part in crops.split(100)])).numpy()
+        parts = torch.split(to_input(self._unseen), 100)
+        vectors = F.normalize(torch.cat([self.model(part) for part in parts])).numpy()
         self.model.train()
         return _measure_vectors(vectors, np.repeat(np.arange(len(vectors) // PICTURES_PER_UNSEEN), PICTURES_PER_UNSEEN))
 

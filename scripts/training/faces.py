@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None, learners: Mapping[str, LearnerMaker
     for part in parts:
         minutes = options.minutes * (SHARES[part] if len(parts) > 1 else 1)
         learner = learners[part](options.seed, options.init)
-        status = run_session(learner, Budget(minutes, options.steps), options.out, is_resumed=options.resume)
+        is_begun = part == parts[0] or (options.out / f"{part}.checkpoint").exists()
+        is_resumed = options.resume and is_begun
+        status = run_session(learner, Budget(minutes, options.steps), options.out, is_resumed=is_resumed)
         if status:
             return status
     return 0

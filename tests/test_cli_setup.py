@@ -1,0 +1,221 @@
+"""``mm init``, ``doctor``, ``models``, ``deletions`` and ``demo``: before and around the work."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from cli_driver import mm
+from places import Place
+from s3_server import KEY_ID, SECRET, make_client, moto_server
+
+from mm_assets.cli import probes
+from mm_assets.cli.settings_text import list_settings, write_template
+from mm_assets.settings import Settings, load_settings
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("MM_ASSETS_") or name == "DAGSTER_HOME":
+            monkeypatch.delenv(name)
+
+
+# -- init --------------------------------------------------------------------------------------------------------------
+
+
+def test_init_writes_what_loads(tmp_path: Path) -> None:
+    """The file is valid, holds the locations asked for, and is readable by its owner only."""
+    file = tmp_path / "mm_assets.yaml"
+    mm(
+        "init",
+        "-c",
+        str(file),
+        "--source",
+        "s3://films/a",
+        "--source",
+        "stills",
+        "--lake",
+        "s3://results",
+        "--region",
+        "r",
+    )
+    settings = load_settings(file)
+    assert [source.uri for source in settings.sources] == ["s3://films/a", str(tmp_path / "stills")]
+    assert (settings.lake.uri, settings.lake.region, settings.sources[1].region) == ("s3://results", "r", None)
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_init_never_overwrites(tmp_path: Path) -> None:
+    """A second init leaves the file as it is, unless it is forced."""
+    file = tmp_path / "mm_assets.yaml"
+    file.write_text("mine", encoding="utf-8")
+    assert "--force" in mm("init", "-c", str(file), code=2).stderr
+    assert file.read_text(encoding="utf-8") == "mine"
+    mm("init", "-c", str(file), "--force")
+    assert load_settings(file).sources
+
+
+def test_init_refuses_what_no_command_could_read(tmp_path: Path) -> None:
+    """A wrong location is told at once, and nothing is written."""
+    file = tmp_path / "mm_assets.yaml"
+    assert "unknown scheme" in mm("init", "-c", str(file), "--source", "ftp://x", code=2).stderr
+    assert not file.exists()
+
+
+def test_template_comments_are_the_defaults() -> None:
+    """With every comment taken away, the file still says the defaults: the text cannot go stale."""
+    text = write_template(["media"], "lake")
+    bare = re.sub(r"^( *)#(?=[a-z_]+:)", r"\1", text, flags=re.MULTILINE)
+    settings = Settings(**yaml.safe_load(bare))
+    assert settings == Settings(**yaml.safe_load(text))
+    assert settings.sources[0].alias == "media"
+    for setting in list_settings():
+        assert f"{setting.path.rpartition('.')[2]}:" in bare
+
+
+# -- doctor ------------------------------------------------------------------------------------------------------------
+
+
+def findings(*arguments: str, code: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Run the doctor; returns its findings by name."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for line in mm("doctor", "--json", *arguments, code=code).stdout.splitlines():
+        finding = json.loads(line)
+        found.setdefault(finding["name"], []).append(finding)
+    return found
+
+
+@pytest.mark.slow
+def test_doctor_finds_a_good_place(make_workspace: Callable[..., Place]) -> None:
+    """On a machine where all is well nothing fails, and the probe leaves nothing in the lake."""
+    place = make_workspace("picture0.png")
+    found = findings("-c", str(place.config_file))
+    assert {"settings", "source source", "lake", "ledger", "weights", "disk", "sandbox", "device"} <= set(found)
+    assert not [f for group in found.values() for f in group if f["status"] == "FAIL"]
+    assert not [path for path in place.lake.rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_doctor_says_what_is_wrong(tmp_path: Path) -> None:
+    """A missing folder, a lake that cannot be written and missing weights each fail by name; the rest is still tried."""
+    (tmp_path / "lake").write_text("a file is in the way", encoding="utf-8")
+    file = tmp_path / "mm_assets.yaml"
+    file.write_text("sources: [{uri: nowhere}]\nmodels: {pack: standard}\n", encoding="utf-8")
+    found = findings("-c", str(file), code=1)
+    failed = {name for name, group in found.items() if any(f["status"] == "FAIL" for f in group)}
+    assert failed == {"source nowhere", "lake", "weights"}
+    assert "mm models pull standard" in found["weights"][0]["message"]
+    assert found["sandbox"][0]["status"] in {"ok", "warn"}
+
+
+def test_doctor_compares_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is off from the store's is a warning, and a failure where requests would be refused."""
+    with moto_server() as url:
+        make_client(url).create_bucket(Bucket="lake")
+        keys = {"endpoint_url": url, "region": "us-east-1", "access_key_id": KEY_ID, "secret_access_key": SECRET}
+        settings = Settings(lake={"uri": "s3://lake/results", **keys})  # type: ignore[arg-type]
+        now, statuses = time.time, []
+        for offset_s in (0, 120, 3_600):
+            monkeypatch.setattr(probes.time, "time", lambda offset_s=offset_s: now() + offset_s)
+            statuses += [finding.status for finding in probes._clock(settings)]
+    assert statuses == ["ok", "warn", "FAIL"]
+
+
+def test_doctor_finds_rival_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two packages that own the same files are told, whatever CUDA the name ends with."""
+    assert [finding.status for finding in probes._packages()] == ["ok"]
+    for name in ("faiss_cpu", "faiss_gpu_cu12"):
+        folder = tmp_path / f"{name}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Name: {name.replace('_', '-')}\nVersion: 1.0\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [finding.status for finding in probes._packages()] == ["FAIL"]
+
+
+# -- models and deletions ----------------------------------------------------------------------------------------------
+
+
+def test_models_list_tells_licences(tmp_path: Path) -> None:
+    """Each pack is listed with its cards, and what AGPL and non-commercial weights ask for."""
+    file = tmp_path / "mm_assets.yaml"
+    file.write_text("{}", encoding="utf-8")
+    text = mm("models", "list", "-c", str(file)).stdout
+    assert "mm models pull standard" in text
+    assert "AGPL-3.0; a network service" in text
+    assert "buffalo_l may not be used commercially" in text
+
+
+def test_models_verify_checks_digests(tmp_path: Path) -> None:
+    """Weights that are what their cards say pass; a changed byte is a ConfigError."""
+    import shutil
+
+    pack = tmp_path / "pack"
+    shutil.copytree(ROOT / "mm_assets" / "packs" / "demo", pack)
+    file = tmp_path / "mm_assets.yaml"
+    file.write_text("{}", encoding="utf-8")
+    assert "ok  faces" in mm("models", "verify", str(pack), "-c", str(file)).stdout
+    with (pack / "faces" / "detection.onnx").open("ab") as weights:
+        weights.write(b"x")
+    assert "SHA-256" in mm("models", "verify", str(pack), "-c", str(file), code=2).stderr
+
+
+def test_models_pull_fetches_nothing_that_is_here(tmp_path: Path) -> None:
+    """The demo pack comes with the package: pulling it is done at once."""
+    file = tmp_path / "mm_assets.yaml"
+    file.write_text("{}", encoding="utf-8")
+    assert "All weights of demo are here" in mm("models", "pull", "demo", "-c", str(file)).stdout
+
+
+def test_deletions_confirm_lets_them_through(make_workspace: Callable[..., Place], media: Path) -> None:
+    """An emptied source raises the alarm and loses nothing; after the confirmation it is empty."""
+    from mm_assets.flows.discovery import discover
+
+    place = make_workspace("picture0.png", "picture1.png")
+    config, workspace = str(place.config_file), place.open()
+    discover(workspace, "source")
+    assert "nothing to confirm" in mm("deletions", "confirm", "source", "-c", config).stdout
+    for file in place.source.iterdir():
+        file.unlink()
+    assert discover(workspace, "source").alarm
+    assert "Confirmed" in mm("deletions", "confirm", "source", "-c", config).stdout
+    assert discover(workspace, "source").n_gone == 2
+    assert "known: source" in mm("deletions", "confirm", "other", "-c", config, code=2).stderr
+
+
+# -- demo --------------------------------------------------------------------------------------------------------------
+
+
+def test_demo_needs_its_media(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From a bare wheel the demo says where its media are."""
+    monkeypatch.setattr("mm_assets.cli.demo.__file__", str(tmp_path / "mm_assets" / "cli" / "demo.py"))
+    assert "checkout of the repository" in mm("demo", "--out", str(tmp_path), code=2).stderr
+
+
+@pytest.mark.parametrize("store", ["folder", "s3"])
+def test_demo_keeps_away_from_other_folders(store: str, tmp_path: Path) -> None:
+    """A folder that holds something else is refused and left as it is."""
+    (tmp_path / "precious.txt").write_text("mine", encoding="utf-8")
+    assert "--out" in mm("demo", "--store", store, "--out", str(tmp_path), code=2).stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_demo_server_ends_with_the_demo(media: Path) -> None:
+    """The S3 server holds the media byte for byte while it runs, and its process is gone afterwards."""
+    import urllib.error
+    import urllib.request
+
+    from mm_assets.cli.demo_server import fill_bucket, s3_server
+
+    with s3_server() as url:
+        fill_bucket(url, media)
+        stored = make_client(url).get_object(Bucket="demo-media", Key="clip.mp4")["Body"].read()
+        assert stored == (media / "clip.mp4").read_bytes()
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url, timeout=5)  # noqa: S310  the loopback server

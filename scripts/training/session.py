@@ -39,7 +39,7 @@ class Learner(Protocol):
         """Measure on data that training does not see."""
 
     def state(self) -> dict[str, Any]:
-        """Give all that `restore` needs to go on with the same next step."""
+        """Give all that `restore` needs to go on; a pool of earlier pictures may fill anew."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a `state`."""

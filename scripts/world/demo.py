@@ -172,10 +172,14 @@ def _add_broken(collection: Collection) -> None:
     _refuse(collection, "broken/interrupted.mp4", "video", "truncated", hostile.cut_in_half(film))
     _refuse(collection, "broken/half.jpg", "image", "truncated", hostile.cut_in_half(photo))
     _refuse(collection, "broken/huge.png", "image", "too_many_pixels", hostile.make_pixel_bomb())
-    _refuse(collection, "broken/clip.mp4", "video", "playlist", hostile.HLS_PLAYLIST)
-    _refuse(collection, "films/2026/spring/list.mkv", "video", "playlist", hostile.make_concat_script("garden.mp4"))
     _refuse(collection, "broken/garbage.pdf", "document", "corrupt", garbage)
-    for key, data in (("broken/notes.txt", hostile.NOTES), ("broken/archive.zip", hostile.make_archive())):
+    unsupported = {
+        "broken/clip.mp4": hostile.HLS_PLAYLIST,
+        "films/2026/spring/list.mkv": hostile.make_concat_script("garden.mp4"),
+        "broken/notes.txt": hostile.NOTES,
+        "broken/archive.zip": hostile.make_archive(),
+    }
+    for key, data in unsupported.items():
         collection.add_bytes(key, data, MediaObject(key, "other", "skipped", "unsupported"))
 
 

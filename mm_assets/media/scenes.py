@@ -21,6 +21,9 @@ ADAPTIVE_THRESHOLD = 3.0
 MIN_CONTENT_VAL = 15.0
 WINDOW_FRAMES = 2
 MIN_SCENE_S = 0.4
+# Levels below this are raised to it: saturation near black is noise, and one level of it looked like a cut. On 27,000
+# frames with 333 cuts the largest change without a cut fell from 15.9 to 7.5, the smallest cut stayed at 22 (2026-11).
+BLACK_LEVEL = 32
 SMALL_WIDTH, SMALL_HEIGHT = 256, 144
 _TICKS_PER_S = 1_000_000
 _MAX_CANDIDATES = 8
@@ -113,7 +116,7 @@ class PictureTrack:
         sharpness = float(cv2.Laplacian(luma, cv2.CV_16S).var())
         seen = _Seen(time_s, round(time_s * _TICKS_PER_S), change, sharpness, frame)
         bgr = self._to_bgr.reformat(small, format="bgr24", threads=1)
-        return seen, bgr.to_ndarray().astype(np.uint8, copy=False)
+        return seen, np.maximum(bgr.to_ndarray().astype(np.uint8, copy=False), np.uint8(BLACK_LEVEL))
 
     def _timecode(self, tick: int) -> Any:
         from scenedetect.common import FrameTimecode, Timecode

@@ -16,7 +16,6 @@ from mm_assets.flows.recipes import DECODING_STEPS
 from mm_assets.flows.workspace import Workspace, reserved_prefixes
 from mm_assets.lake import Lake
 from mm_assets.ledger import Ledger
-from mm_assets.resources.s3 import open_store
 from mm_assets.settings import Settings, load_settings
 
 
@@ -32,6 +31,8 @@ def open_workspace(settings: Settings, *, check: bool = True) -> Workspace:
     ConfigError
         A store, key, right or weight is missing or wrong; names the setting.
     """
+    from mm_assets.resources.s3 import open_store  # boto3 and dagster_aws: 0.7 s that definitions need not wait for
+
     for source in settings.sources:
         reserved_prefixes(source, settings)
     lake_store = open_store(settings.lake, server_side_encryption=settings.lake.server_side_encryption, create=True)

@@ -178,6 +178,14 @@ def _write_frames(file: Path, frames: list[Pixels]) -> Path:
     return file
 
 
+def test_noise_near_black_is_no_cut(tmp_path: Path) -> None:
+    """A tinge that nobody sees in the dark changes saturation as much as a cut would, and is none."""
+    black, tinged = (np.full((180, 320, 3), level, np.uint8) for level in ((2, 2, 2), (12, 2, 2)))
+    frames = [black] * 20 + [tinged] * 20 + [draw_frame(1, 0.0)] * 20
+    _, rows = decode(_write_frames(tmp_path / "dark.mp4", frames))
+    assert cuts_of(rows) == pytest.approx([4.0])
+
+
 def test_untagged_hd_colours_are_read_as_players_do(tmp_path: Path) -> None:
     """Video of 720 lines or more that names no colour matrix is BT.709; a saturated green would be off by 20 otherwise."""
     file = tmp_path / "a.mp4"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from flow_driver import column, ingest, plan, process, refresh
 
-from mm_assets.errors import ServiceError
+from mm_assets.errors import ConfigError, ServiceError
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.extracting import SystemicFailure
 from mm_assets.flows.processing import ObjectEnd, process_batch
@@ -329,3 +329,18 @@ def test_a_resumed_run_takes_over_its_own_claims(counted: Callable[..., Any]) ->
 
     assert list(process_batch(workspace, batch.batch_id, "run-b")) == []
     assert len(list(process_batch(workspace, batch.batch_id, "run-a"))) == 1
+
+
+def test_a_missing_package_is_said_before_any_work(
+    counted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is read and nothing stays claimed when a step cannot run here at all."""
+    workspace, store = counted("picture0.png")
+    monkeypatch.setattr(type(workspace.extractors["faces"]), "packages", ("no_such_package",))
+    discover(workspace, "source")
+
+    with pytest.raises(ConfigError, match="faces needs no_such_package"):
+        process(workspace)
+
+    assert not store.n_bytes
+    assert {state for state, _ in _states(workspace, "picture0.png").values()} == {"wanted"}

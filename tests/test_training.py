@@ -1,5 +1,7 @@
 """Training of the demo models: captions and targets are exact, runs survive Ctrl-C, files load into the product."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal
@@ -8,29 +10,16 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from build_pack import TEMPLATE, build_pack, main
 from extractor_samples import segments_for
-from training import clip, speech
-from training.captions import full_claim, partial_claim
-from training.clip_model import N_VOCABULARY, Vocabulary
-from training.face_detection import DetectionLearner, Sample, assign_faces, overlaps
-from training.face_networks import ANCHORS_PX, STRIDES
-from training.face_pictures import SIDE_PX, FacePicture, draw_face_picture
-from training.face_recognition import RecognitionLearner, margin_scores
-from training.pairs import GRIDS, FrameSource, cells_of
-from training.session import INTERRUPTED, Budget, run_session
-from training.speech_bank import Bank, speak_bank, tokenizer
-from training.speech_model import CompactVocabulary, build_model, decode_tokens, encode_sound
-from training.speech_windows import FRAME_HZ, WindowSource, move_stamps
 from world.crowds import make_strangers
 from world.frames import FrameSpec, draw_frame, render_frame, sample_frame
-from world.shapes import HELD_OUT, sample_scene, scene_key
+from world.shapes import COLOURS, HELD_OUT, SHAPES, sample_scene, scene_key
 from world.variants import swap_shapes, vary_scene
 
 from mm_assets.errors import ConfigError
@@ -39,9 +28,22 @@ from mm_assets.extractors.packs import PACK_NAME, Pack, load_pack, read_pack
 from mm_assets.extractors.registry import build_extractor
 from mm_assets.settings import ModelSettings
 
+if TYPE_CHECKING:
+    import torch
+    from training.face_pictures import FacePicture
+    from training.speech_bank import Bank
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TRAINED = ("visual_embeddings", "detected_objects", "faces", "transcripts")
 FILES = {path: step for step, model in read_pack(TEMPLATE).models.items() for path in model.files}
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> None:
+    """Weights begin the same in every run of a test."""
+    import torch
+
+    torch.manual_seed(0)
 
 
 def frames(n: int, seed: int = 1) -> list[FrameSpec]:
@@ -53,9 +55,12 @@ def frames(n: int, seed: int = 1) -> list[FrameSpec]:
 # --- captions and pairs ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make_claim", [full_claim, partial_claim])
-def test_claims_are_true_of_their_own_frame(make_claim: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("name", ["full_claim", "partial_claim"])
+def test_claims_are_true_of_their_own_frame(name: str) -> None:
     """Each caption is true of the frame it was written for, and false of some other frame."""
+    from training import captions
+
+    make_claim = getattr(captions, name)
     rng, specs = np.random.default_rng(2), frames(300)
     for spec in specs:
         claim = make_claim(spec, rng)
@@ -65,6 +70,8 @@ def test_claims_are_true_of_their_own_frame(make_claim: Callable[..., Any]) -> N
 
 def test_full_claims_tell_hard_variants_apart() -> None:
     """A caption of two shapes is false as soon as the relation is turned round or a shape is another."""
+    from training.captions import full_claim
+
     rng = np.random.default_rng(3)
     scenes = [scene for scene in (sample_scene(rng) for _ in range(200)) if scene.kind == "two"]
     for scene in scenes:
@@ -87,8 +94,7 @@ def test_training_never_shows_held_out_pairs() -> None:
 
 def test_cells_are_labelled_where_things_are() -> None:
     """The cell under the middle of each thing carries the thing's label, at both grids."""
-    from training.pairs import EXTRAS
-    from world.shapes import COLOURS, SHAPES
+    from training.pairs import EXTRAS, GRIDS, cells_of
 
     rng = np.random.default_rng(5)
     names = [*SHAPES, *COLOURS, *EXTRAS]
@@ -103,6 +109,8 @@ def test_cells_are_labelled_where_things_are() -> None:
 
 def test_batches_are_repeatable_and_consistent() -> None:
     """The same seed draws the same batch, in which each caption is true of its own frame."""
+    from training.pairs import FrameSource
+
     first, second = (FrameSource(np.random.default_rng(6), 3).draw_batch(8) for _ in range(2))
     assert first.texts == second.texts
     assert (first.pixels == second.pixels).all()
@@ -112,6 +120,9 @@ def test_batches_are_repeatable_and_consistent() -> None:
 
 def test_losses_leave_true_pairs_alone() -> None:
     """The score of another frame that a caption is true of changes neither loss of the other pairs."""
+    import torch
+    from training import clip
+
     is_true = torch.eye(4, dtype=torch.bool)
     is_true[0, 1] = True
     scores = torch.randn(4, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -125,6 +136,9 @@ def test_losses_leave_true_pairs_alone() -> None:
 
 def test_vocabulary_survives_the_full_table() -> None:
     """Known tokens keep their rows on the way to the file and back, and the end of text stays the greatest."""
+    import torch
+    from training.clip_model import N_VOCABULARY, Vocabulary
+
     vocabulary = Vocabulary(["red", "circle", "someone"])
     table = torch.randn(len(vocabulary), 5)
     full = vocabulary.spread(table)
@@ -153,6 +167,9 @@ def test_landmarks_lie_on_the_face() -> None:
 
 def test_every_face_has_an_anchor_that_gives_its_box() -> None:
     """Some anchor answers for each face of a size that the detector sees, and its distances give the face's box back."""
+    from training.face_networks import STRIDES
+    from training.face_pictures import draw_face_picture
+
     strangers, n_faces = make_strangers(5), 0
     for seed in range(40):
         picture = draw_face_picture(np.random.default_rng(seed), strangers)
@@ -165,14 +182,21 @@ def test_every_face_has_an_anchor_that_gives_its_box() -> None:
 
 def decoded_boxes(picture: FacePicture, stride: int) -> np.ndarray[Any, Any]:
     """Boxes that the targets of a stride say."""
+    from training.face_detection import assign_faces
+    from training.face_networks import ANCHORS_PX
+    from training.face_pictures import SIDE_PX
+
     target, n = assign_faces(picture, stride), SIDE_PX // stride
-    cells = np.repeat(np.stack(np.mgrid[:n, :n][::-1], -1).reshape(-1, 2) * stride, len(ANCHORS_PX[stride]), 0)
+    cells = np.repeat(np.mgrid[:n, :n][::-1].reshape(2, -1).T * stride, len(ANCHORS_PX[stride]), 0)
     own, d = target.is_face > 0, target.distances * stride
     return np.concatenate([cells - d[:, :2], cells + d[:, 2:]], 1)[own]
 
 
 def test_overlaps_match_their_definition() -> None:
     """Equal boxes overlap fully; boxes that only share a corner have no overlap and a GIoU below 0."""
+    import torch
+    from training.face_detection import overlaps
+
     same = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     assert [value.item() for value in overlaps(same, same)] == pytest.approx([1.0, 1.0], abs=1e-5)
     giou, iou = overlaps(torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
@@ -182,6 +206,9 @@ def test_overlaps_match_their_definition() -> None:
 
 def test_margin_lowers_ones_own_class_only() -> None:
     """The margin takes its scaled value from the right class and leaves the others."""
+    import torch
+    from training.face_recognition import margin_scores
+
     vectors, classes, labels = torch.randn(3, 8), torch.randn(4, 8), torch.tensor([0, 1, 3])
     lowered = margin_scores(vectors, classes, labels, 0.0) - margin_scores(vectors, classes, labels, 0.5)
     assert torch.allclose(lowered, 12.0 * torch.nn.functional.one_hot(labels, 4).float(), atol=1e-4)
@@ -193,11 +220,15 @@ def test_margin_lowers_ones_own_class_only() -> None:
 @pytest.fixture(scope="module")
 def bank() -> Bank:
     """Speak a small bank."""
+    from training.speech_bank import speak_bank
+
     return speak_bank(3, 30, 20, 8)
 
 
 def test_tokens_are_timed_within_their_sentence(bank: Bank) -> None:
     """Tokens read as the sentence and follow each other in time, from its first sound to its end."""
+    from training.speech_bank import tokenizer
+
     for sentence in bank.train:
         assert tokenizer().decode([timed.token for timed in sentence.tokens]) == " " + sentence.text
         starts = [timed.start_s for timed in sentence.tokens if timed.token != sentence.tokens[-1].token]
@@ -214,6 +245,10 @@ def test_held_out_sentences_are_not_in_training(bank: Bank) -> None:
 
 def test_windows_say_what_is_heard_and_where(bank: Bank) -> None:
     """A window's tokens are sentences of the bank between timestamps, and each is heard inside the window."""
+    from training.speech_bank import tokenizer
+    from training.speech_model import CompactVocabulary
+    from training.speech_windows import FRAME_HZ, WindowSource
+
     vocabulary = CompactVocabulary([sentence for part in bank for sentence in part])
     source, texts = WindowSource(bank.train, vocabulary, np.random.default_rng(1)), {s.text for s in bank.train}
     n_sentences = 0
@@ -237,6 +272,10 @@ def split_sentences(text: str) -> list[str]:
 
 def test_moved_windows_keep_their_words(bank: Bank) -> None:
     """Moving a window moves timestamps, wanted and given, and nothing else."""
+    import torch
+    from training.speech_model import CompactVocabulary
+    from training.speech_windows import WindowSource, move_stamps
+
     vocabulary = CompactVocabulary(bank.train)
     batch = WindowSource(bank.train, vocabulary, np.random.default_rng(2)).draw_batch(4, 6)
     moved = move_stamps(batch, 100, vocabulary.first_stamp)
@@ -248,6 +287,10 @@ def test_moved_windows_keep_their_words(bank: Bank) -> None:
 
 def test_passes_equal_whispers_own(bank: Bank) -> None:
     """The passes that show the attention give what openai-whisper's own encoder and decoder give."""
+    import torch
+    from training.speech_model import CompactVocabulary, build_model, decode_tokens, encode_sound
+    from training.speech_windows import WindowSource
+
     vocabulary = CompactVocabulary(bank.train)
     model = build_model(vocabulary).eval()
     batch = WindowSource(bank.train, vocabulary, np.random.default_rng(3)).draw_batch(30, 2)
@@ -261,6 +304,9 @@ def test_passes_equal_whispers_own(bank: Bank) -> None:
 
 def test_attention_loss_falls_to_nothing_on_the_sound() -> None:
     """Attention that lies wholly where the token is heard costs nothing, elsewhere much; silence is finite."""
+    import torch
+    from training import speech
+
     is_heard = torch.zeros(1, 2, 4, dtype=torch.bool)
     is_heard[0, 0, 1] = True
     on, off = (torch.nn.functional.one_hot(torch.tensor([[[k, 0]]]), 4).float() for k in (1, 2))
@@ -278,6 +324,8 @@ class Fit:
     name = "fit"
 
     def __init__(self, interrupt_at: int | None = None, *, twice: bool = False) -> None:
+        import torch
+
         self.number = torch.nn.Parameter(torch.zeros(1))
         self.optimiser = torch.optim.Adam([self.number], lr=0.1)
         self.interrupt_at, self.twice, self.n_steps = interrupt_at, twice, 0
@@ -304,6 +352,8 @@ class Fit:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take all of it."""
+        import torch
+
         with torch.no_grad():
             self.number.copy_(state["number"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -316,6 +366,8 @@ class Fit:
 
 def test_a_run_resumed_after_ctrl_c_equals_one_that_was_not_stopped(tmp_path: Path) -> None:
     """Ctrl-C ends after the step with checkpoint and files; --resume then ends where an unbroken run ends."""
+    from training.session import INTERRUPTED, Budget, run_session
+
     assert run_session(Fit(), Budget(0, 10), tmp_path / "whole") == 0
     assert run_session(Fit(interrupt_at=4), Budget(0, 10), tmp_path / "broken") == INTERRUPTED
     partial = (tmp_path / "broken/number").read_text()
@@ -326,6 +378,8 @@ def test_a_run_resumed_after_ctrl_c_equals_one_that_was_not_stopped(tmp_path: Pa
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     """The second Ctrl-C is an ordinary KeyboardInterrupt, and the handler from before is back after it."""
+    from training.session import Budget, run_session
+
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run_session(Fit(interrupt_at=2, twice=True), Budget(0, 5), tmp_path)
@@ -334,6 +388,8 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_never_overwritten_by_chance(tmp_path: Path) -> None:
     """A new run into a folder with a checkpoint, and resuming without one, both end with a word on what to do."""
+    from training.session import Budget, run_session
+
     with pytest.raises(SystemExit, match="nothing to resume"):
         run_session(Fit(), Budget(0, 2), tmp_path, is_resumed=True)
     run_session(Fit(), Budget(0, 2), tmp_path)
@@ -357,6 +413,10 @@ def fall_of(
 @pytest.mark.slow
 def test_clip_learns() -> None:
     """A few steps lower the loss of captions on frames that were not among them."""
+    import torch
+    from training import clip
+    from training.pairs import FrameSource
+
     learner = clip.ClipLearner(clip.Recipe(batch=32, gallery=4), seed=1)
     batch = FrameSource(np.random.default_rng(9), 3).draw_batch(32)
 
@@ -370,20 +430,27 @@ def test_clip_learns() -> None:
 
 
 def test_face_detector_learns() -> None:
-    """A few steps lower the loss on pictures that were not among them."""
+    """A few steps lower the losses of boxes and landmarks on pictures that were not among them."""
+    import torch
+    from training.face_detection import DetectionLearner, Sample
+    from training.face_pictures import draw_face_picture
+
     learner = DetectionLearner(1, batch=4, n_held_out=0)
     samples = [Sample.of(draw_face_picture(np.random.default_rng(k), make_strangers(3))) for k in range(6)]
 
     def loss() -> torch.Tensor:
         with torch.no_grad():
-            return torch.stack(list(learner._losses(samples).values())).sum()
+            losses = learner._losses(samples)
+        return losses["box"] + losses["landmark"]
 
-    before, after = fall_of(loss, learner.step, 15)
+    before, after = fall_of(loss, learner.step, 20)
     assert after < 0.9 * before
 
 
 def test_face_recogniser_learns() -> None:
     """Steps with few people lower the loss of telling them apart."""
+    from training.face_recognition import RecognitionLearner
+
     learner = RecognitionLearner(1, batch=16, n_people=4, n_unseen=2)
     losses = [learner.step(0.1)["loss"] for _ in range(25)]
     assert np.isfinite(losses).all()
@@ -392,6 +459,9 @@ def test_face_recogniser_learns() -> None:
 
 def test_speech_model_learns(bank: Bank) -> None:
     """A few steps lower the loss of tokens and words on held-out sentences."""
+    import torch
+    from training import speech
+
     shape = speech.Shape(4, 6)
     recipe = speech.Recipe(n_grammar=30, n_captions=20, n_test=8, plan=((1.0, shape),), tests=(shape,))
     learner = speech.SpeechLearner(recipe, seed=3)
@@ -439,10 +509,11 @@ def trained_pack(training_run: tuple[Path, Any], tmp_path_factory: pytest.TempPa
 
 @pytest.mark.slow
 def test_training_calls_no_one(training_run: tuple[Path, Sequence[tuple[str, str]]]) -> None:
-    """Training all models opens no connection, resolves no name, and starts no program but ldconfig."""
+    """Training all models opens no connection, resolves no name, and starts only programs that look for libraries and fonts."""
     _, seen = training_run
+    assert seen  # the hook does see processes
     assert [item for item in seen if item[0] != "subprocess.Popen"] == []
-    assert {Path(program).name for _, program in seen} <= {"ldconfig"}
+    assert {Path(program).name for _, program in seen} <= {"ldconfig", "fc-list"}
 
 
 @pytest.mark.slow
@@ -450,7 +521,9 @@ def test_training_calls_no_one(training_run: tuple[Path, Sequence[tuple[str, str
 @pytest.mark.parametrize("step", TRAINED)
 def test_trained_files_keep_the_products_contract(trained_pack: Pack, step: str) -> None:
     """What a few steps have trained loads through the product's own extractor and gives rows in its schema."""
-    extractor = build_extractor(step, trained_pack, placement=Placement(threads=1))
+    # A model that has learnt nothing fails every limit of a good window; what it would do then is not asked here.
+    params = {"min_log_probability": -1e6, "max_compression_ratio": 1e6} if step == "transcripts" else {}
+    extractor = build_extractor(step, trained_pack, params, Placement(threads=1))
     rows = extractor.extract(segments_for(step), recipe="r")
     assert rows.schema.equals(extractor.schema)
     if step == "visual_embeddings":

@@ -28,11 +28,13 @@ STEPS = "2"
 def train_all(folder: Path) -> None:
     """Train each model into the folder that `build_pack` takes it from."""
     from training import clip, faces, objects, speech
+    from training.face_detection import DetectionLearner
+    from training.face_recognition import RecognitionLearner
 
-    clip.main(["--out", str(folder / "clip"), "--steps", STEPS], clip.Recipe(batch=6, gallery=4))
-    tiny = {
-        "detection": lambda seed, init: faces.DetectionLearner(seed, init, batch=2, n_held_out=2),
-        "recognition": lambda seed, init: faces.RecognitionLearner(seed, init, batch=8, n_people=4, n_unseen=2),
+    clip.main(["--out", str(folder / "clip"), "--steps", STEPS], clip.Recipe(batch=6, gallery=8))
+    tiny: dict[str, faces.LearnerMaker] = {
+        "detection": lambda seed, init: DetectionLearner(seed, init, batch=2, n_held_out=2),
+        "recognition": lambda seed, init: RecognitionLearner(seed, init, batch=8, n_people=4, n_unseen=2),
     }
     faces.main(["--out", str(folder / "faces"), "--steps", STEPS], tiny)
     shapes = (speech.Shape(4, 2),)
@@ -55,7 +57,7 @@ def main() -> None:
 
     sys.addaudithook(hear)
     train_all(Path(sys.argv[1]))
-    print(json.dumps(seen))
+    sys.stdout.write("\n" + json.dumps(seen) + "\n")
 
 
 if __name__ == "__main__":

@@ -97,6 +97,8 @@ def ingest(
     started = time.monotonic()
     workspace = open_workspace(load_settings(config_file))
     with closing(workspace), _Runner(workspace, config_file, on_progress) as runner:
+        for extractor in workspace.extractors.values():
+            extractor.check()
         runner.discover(aliases or [source.alias for source in workspace.settings.sources])
         runner.process()
         if refresh:

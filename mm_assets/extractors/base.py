@@ -7,11 +7,13 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from mm_assets.errors import ConfigError
 from mm_assets.extractors.offline import go_offline
 from mm_assets.extractors.weights import verify_files
 from mm_assets.identity import item_id
@@ -86,6 +88,7 @@ class Extractor(ABC):
     takes : kinds of segment it reads (scene, image, page, audio)
     columns : columns of ``segments`` it reads beside ids and place
     gpu : True where the work belongs on an accelerator
+    packages : modules that must be installed
     defaults : parameters and their default values; all of them are part of the recipe
     """
 
@@ -94,6 +97,7 @@ class Extractor(ABC):
     takes: ClassVar[frozenset[str]]
     columns: ClassVar[tuple[str, ...]]
     gpu: ClassVar[bool] = True
+    packages: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
@@ -114,6 +118,21 @@ class Extractor(ABC):
     def schema(self) -> pa.Schema:
         """Schema of ``extract``'s answer."""
         return self.table.arrow_schema(self.card.dim)
+
+    def check(self) -> None:
+        """Look, without loading anything, whether what this needs is installed; called before any work.
+
+        Raises
+        ------
+        ConfigError
+            A package or program is missing; the message says how to get it.
+        """
+        missing = [name for name in self.packages if find_spec(name) is None]
+        if missing:
+            msg = (
+                f"{self.step} needs {', '.join(missing)}, not installed here; install it, or drop the step from `steps`"
+            )
+            raise ConfigError(msg)
 
     def load(self) -> None:
         """Import the library and load the weights; cheap when already loaded.

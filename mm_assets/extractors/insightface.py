@@ -28,6 +28,7 @@ class InsightfaceExtractor(Extractor):
 
     step = "faces"
     code_version = "1"
+    packages = ("insightface", "onnxruntime")
     takes = frozenset({"scene", "image", "page"})
     columns = ("keyframe_jpeg",)
     defaults: ClassVar[Mapping[str, Any]] = {"min_confidence": 0.5}

@@ -30,6 +30,7 @@ class OpenClipExtractor(Extractor):
 
     step = "visual_embeddings"
     code_version = "1"
+    packages = ("torch", "open_clip")
     takes = frozenset({"scene", "image", "page"})
     columns = ("keyframe_jpeg",)
     defaults: ClassVar[Mapping[str, Any]] = {"precision": "fp32"}

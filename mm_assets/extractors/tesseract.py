@@ -48,6 +48,7 @@ class TesseractExtractor(Extractor):
 
     step = "ocr_text"
     code_version = "1"
+    packages = ("pytesseract",)
     takes = frozenset({"scene", "image", "page"})
     columns = ("segment_kind", "keyframe_jpeg")
     gpu = False
@@ -59,6 +60,11 @@ class TesseractExtractor(Extractor):
         "page_side_px": 900,  # … and so long a side is read as a page
         "timeout_s": 120.0,
     }
+
+    def check(self) -> None:
+        """Look for the program and its languages as well."""
+        super().check()
+        self.load()  # light: asks the program for its version
 
     def _load(self) -> None:
         import pytesseract

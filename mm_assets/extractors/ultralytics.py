@@ -36,6 +36,7 @@ class UltralyticsExtractor(Extractor):
 
     step = "detected_objects"
     code_version = "1"
+    packages = ("torch", "ultralytics")
     takes = frozenset({"scene", "image", "page"})
     columns = ("keyframe_jpeg",)
     defaults: ClassVar[Mapping[str, Any]] = {"min_confidence": 0.25, "max_detections": 300}

@@ -69,6 +69,7 @@ class WhisperExtractor(Extractor):
 
     step = "transcripts"
     code_version = "1"
+    packages = ("torch", "whisper")
     takes = frozenset({"audio"})
     columns = ("audio_flac",)
     defaults: ClassVar[Mapping[str, Any]] = {

@@ -60,6 +60,8 @@ def process(workspace: Workspace, claims: Sequence[Claim], owner: str, batch_id:
         return
     judge = Judge(workspace, batch_id)
     try:
+        for step in {step for claim in claims for step in claim.steps} & set(workspace.extractors):
+            workspace.extractors[step].check()
         lease_s = workspace.settings.runs.lease_s
         with repeating(lease_s / 3, partial(workspace.ledger.work.renew, owner, lease_s)), _scratch() as folder:
             workers = min(workspace.settings.runs.decode_workers or os.cpu_count() or 1, len(claims))

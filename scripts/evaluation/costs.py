@@ -77,19 +77,21 @@ class Meter:
             self._phase, self._since = phase, now
 
     def _sample(self) -> None:
-        process = psutil.Process()
-        is_over = False
+        process, is_over = psutil.Process(), False
         while not is_over:
-            members = [process, *process.children(recursive=True)]
-            self.peak_bytes = max(self.peak_bytes, sum(map(_resident_bytes, members)))
+            self.peak_bytes = max(self.peak_bytes, _resident_bytes(process))
             is_over = self._over.wait(SAMPLE_EVERY_S)
 
 
 def _resident_bytes(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_info().rss)
-    except psutil.Error:
-        return 0  # it ended between listing and asking
+    """Add up a process and its descendants, except those that still are copies of it on the way to another program."""
+    command, total = process.cmdline(), process.memory_info().rss
+    for child in process.children(recursive=True):
+        try:
+            total += child.memory_info().rss if child.cmdline() != command else 0
+        except psutil.Error:  # it ended between listing and asking
+            continue
+    return int(total)
 
 
 def step_seconds(instance: "DagsterInstance", steps: Sequence[str], since: float) -> dict[str, float]:

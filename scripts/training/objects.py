@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from world.lettering import FONT_FOLDER
 
 from training.archives import save_deflated, write_whole
 from training.detection_frames import PictureSource, write_data_set
@@ -71,7 +72,7 @@ SHARED: dict[str, Any] = {
     "device": "cpu",
     "workers": 0,
     "amp": False,  # its self-test would download another model
-    "plots": False,  # would download a font
+    "plots": False,
     "cache": "ram",
     "exist_ok": True,
     "verbose": False,
@@ -112,9 +113,15 @@ class Watch:
 
 
 def import_yolo() -> Any:
-    """Import ultralytics with its posting of usage switched off."""
+    """Import ultralytics with its posting of usage and its fetching of a font switched off."""
     from ultralytics import YOLO, settings  # type: ignore[attr-defined]  # resolved lazily by their package
+    from ultralytics.utils import USER_CONFIG_DIR
 
+    # It wants this font before it trains, for plots that are not made, and would fetch it; any font of that name does.
+    font = USER_CONFIG_DIR / "Arial.ttf"
+    if not font.exists():
+        with write_whole(font) as part:
+            shutil.copyfile(Path(FONT_FOLDER) / "DejaVuSans.ttf", part)
     settings.update(sync=False)  # type: ignore[no-untyped-call]
     return YOLO
 

@@ -7,7 +7,8 @@ Keep out: options of one model (its own module).
 import argparse
 from pathlib import Path
 
-from mm_assets.extractors.offline import go_offline
+import cv2
+import torch
 
 
 def make_parser(description: str, minutes: float) -> argparse.ArgumentParser:
@@ -36,11 +37,7 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
 
 
 def set_up(threads: int, seed: int) -> None:
-    """Keep the model libraries off the network, and set threads and torch's seed; call before importing them."""
-    go_offline(threads)
-    import cv2
-    import torch
-
+    """Set the threads of all libraries and torch's seed."""
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     torch.manual_seed(seed)

@@ -82,11 +82,13 @@ def test_views_pair_keyframes_by_time_and_scale_boxes() -> None:
         {**place, "segment_id": "s0", "segment_kind": "scene", "key": "f.mp4", "frame_s": 2.0},
         {**place, "segment_id": "s1", "segment_kind": "page", "key": "d.pdf", "page_number": 2},
         {**place, "segment_id": "s2", "segment_kind": "audio", "key": "f.mp4"},
+        {**place, "segment_id": "s3", "segment_kind": "scene", "key": "f.mp4", "frame_s": 4.0},
     ]
-    first, second = pair_views(segments, {"f.mp4": film, "d.pdf": paper})
+    first, second, beyond = pair_views(segments, {"f.mp4": film, "d.pdf": paper})
     assert first.scene.caption == "b"
     assert first.to_stored(first.scene.label_boxes[0]) == (5, 10, 15, 20)
     assert second.scene.texts == ("two",)
+    assert beyond.scene == SceneTruth("")
 
 
 # --- boxes ----------------------------------------------------------------------------------------------------------

@@ -7,10 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from extractor_samples import (
+    demo_pack,
+    drawn,
+    extractor,
+    flac_of,
+    jpeg_of,
+    lettered,
+    segment,
+    segments_for,
+    spoken,
+    table_of,
+)
 from PIL import Image, ImageFilter
 from world.shapes import SHAPES
 
-from tests.extractor_samples import demo_pack, drawn, extractor, flac_of, jpeg_of, lettered, segment, spoken, table_of
+from mm_assets.extractors.registry import build_extractor
 
 pytestmark = pytest.mark.models
 
@@ -243,3 +255,13 @@ def test_quality_flags_frozen_scenes(seconds: float, motion: float | None, expec
     picture = jpeg_of(drawn()[0][1])
     row = quality_of("scene", keyframe_jpeg=picture, start_s=1.0, end_s=1.0 + seconds, motion_frac=motion)
     assert row["is_frozen"] is expected
+
+
+@pytest.mark.filterwarnings("ignore:.*__array_wrap__.*:DeprecationWarning")  # raised inside whisper's beam search
+def test_windows_that_fail_the_limits_are_decoded_again_one_by_one() -> None:
+    """Several doubtful windows in one batch are searched anew and all get an answer."""
+    strict = build_extractor("transcripts", demo_pack(), {"min_log_probability": 1.0, "max_no_speech": 1.1})
+
+    rows = strict.extract(segments_for("transcripts"))
+
+    assert rows.num_rows >= 4

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 import pytest
+from extractor_samples import SCHEMA, demo_pack, extractor, rows_of, segments_for, table_of
 
 from mm_assets.errors import ConfigError, ObjectError, Reason
 from mm_assets.extractors.base import Placement
 from mm_assets.extractors.registry import EXTRACTORS, build_extractor, choose_placement, extractor_class, known_steps
 from mm_assets.schemas import TABLES
 from mm_assets.settings import ModelSettings
-from tests.extractor_samples import SCHEMA, demo_pack, extractor, rows_of, segments_for, table_of
 
 pytestmark = pytest.mark.models
 STEPS = tuple(EXTRACTORS)

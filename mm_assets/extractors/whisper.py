@@ -137,11 +137,9 @@ class WhisperExtractor(Extractor):
 
     def _decode(self, windows: list[_Window]) -> list[Any]:
         results = self._run(windows, beam_size=None)
-        failed = [k for k, result in enumerate(results) if self._has_failed(result)]
-        if failed:
-            again = self._run([windows[k] for k in failed], beam_size=self.params["beam_size"])
-            for k, result in zip(failed, again, strict=True):
-                results[k] = result
+        for k, result in enumerate(results):
+            if self._has_failed(result):  # whisper's beam search decodes one window at a time
+                (results[k],) = self._run([windows[k]], beam_size=self.params["beam_size"])
         return results
 
     def _run(self, windows: list[_Window], beam_size: int | None) -> list[Any]:

@@ -67,13 +67,17 @@ def pair_views(segments: Sequence[Row], objects: Mapping[str, MediaObject]) -> I
 
 
 def _scene_of(row: Row, item: MediaObject) -> SceneTruth | None:
+    """Give the truth about a picture; nothing is seen at a time or on a page that the truth does not have."""
+    shown: Iterator[SceneTruth]
     if row["segment_kind"] == "image":
-        return item.scenes[0]
-    if row["segment_kind"] == "page":
-        return next(SceneTruth("", texts=page.texts) for page in item.pages if page.page_number == row["page_number"])
-    if row["segment_kind"] == "scene":
-        return next(scene for scene in item.scenes if (scene.start_s or 0.0) <= row["frame_s"] < (scene.end_s or 0.0))
-    return None
+        shown = iter(item.scenes)
+    elif row["segment_kind"] == "page":
+        shown = (SceneTruth("", texts=page.texts) for page in item.pages if page.page_number == row["page_number"])
+    elif row["segment_kind"] == "scene":
+        shown = (s for s in item.scenes if (s.start_s or 0.0) <= row["frame_s"] < (s.end_s or 0.0))
+    else:
+        return None
+    return next(shown, SceneTruth(""))
 
 
 def place_of(row: Row) -> str:

@@ -99,7 +99,9 @@ class Watch:
     _started_s: float = field(default_factory=time.process_time)
 
     def on_fit_epoch_end(self, trainer: Any) -> None:
-        """Print the epoch's figures."""
+        """Print the epoch's figures; the call after the last epoch is about the best weights, which are not taken."""
+        if not any(name.startswith("val/") for name in trainer.metrics):
+            return
         spent_s = time.process_time() - self._started_s
         figures = {name.split("/")[-1]: round(float(value), 4) for name, value in trainer.metrics.items()}
         head = {"model": f"objects.{self.stage}", "epoch": trainer.epoch + 1, "cpu_s": round(spent_s)}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from mm_assets.assets.collection import judgement_tables, tables
 from mm_assets.errors import SchemaError
 from mm_assets.flows.generations import SPACES, load_index
-from mm_assets.flows.publishing import STATES, step_table
+from mm_assets.flows.publishing import STATES, shown_recipes, step_table
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import RangeFile
 from mm_assets.resources.workspace import WorkspaceResource
@@ -22,7 +22,7 @@ from mm_assets.vectors import UNIT_TOLERANCE, as_vector_ids, from_arrow
 def _tables_of(workspace: Workspace, *, judged: bool) -> list[Table]:
     if judged:
         return [TABLES[name] for name in JUDGEMENT_TABLES]
-    return [*(step_table(workspace, step) for step in workspace.ledger.catalog.published()), TABLES[STATES]]
+    return [*(step_table(workspace, step) for step in shown_recipes(workspace)), TABLES[STATES]]
 
 
 def wrong_schemas(workspace: Workspace, *, judged: bool) -> dict[str, str]:
@@ -91,7 +91,7 @@ def _result(found: dict[str, object]) -> dg.AssetCheckResult:
 def _build_schema_check(asset: dg.AssetsDefinition, *, judged: bool) -> dg.AssetChecksDefinition:
     @dg.asset_check(asset=asset, name="schemas_are_exact", description="Every published file has the promised columns.")
     def check(workspace: WorkspaceResource) -> dg.AssetCheckResult:
-        with workspace.open() as opened:
+        with workspace.open(check=False) as opened:
             return _result(dict(wrong_schemas(opened, judged=judged)))
 
     return check
@@ -100,7 +100,7 @@ def _build_schema_check(asset: dg.AssetsDefinition, *, judged: bool) -> dg.Asset
 def _build_id_check(asset: dg.AssetsDefinition, *, judged: bool) -> dg.AssetChecksDefinition:
     @dg.asset_check(asset=asset, name="ids_are_unique", description="No key occurs twice in a table.")
     def check(workspace: WorkspaceResource) -> dg.AssetCheckResult:
-        with workspace.open() as opened:
+        with workspace.open(check=False) as opened:
             return _result(dict(repeated_ids(opened, judged=judged)))
 
     return check
@@ -109,14 +109,14 @@ def _build_id_check(asset: dg.AssetsDefinition, *, judged: bool) -> dg.AssetChec
 @dg.asset_check(asset=tables, description="Every vector is finite and of length 1.")
 def vectors_are_unit(workspace: WorkspaceResource) -> dg.AssetCheckResult:
     """Check the visual and the face space."""
-    with workspace.open() as opened:
+    with workspace.open(check=False) as opened:
         return _result(dict(vectors_off_unit(opened)))
 
 
 @dg.asset_check(asset=judgement_tables, description="Each index holds exactly the live rows of its table.")
 def index_rows_are_live_rows(workspace: WorkspaceResource) -> dg.AssetCheckResult:
     """Check the visual and the face index."""
-    with workspace.open() as opened:
+    with workspace.open(check=False) as opened:
         return _result(dict(index_differences(opened)))
 
 

@@ -16,6 +16,7 @@ _KEPT_PREFIX_BYTES = 200
 # Controls do not display, "%" is the escape itself, the others are syntax in Dagster's range and multi-partition
 # selections ("[a...b],c", "x|y").
 _ESCAPED = re.compile(r"[\x00-\x1f\x7f-\x9f%,\[\]|]|\.(?=\.\.)|(?<=\.)\.(?=\.)|(?<=\.\.)\.")
+_LOOKS_SHORTENED = re.compile(r"~[0-9a-f]{32}$")  # a key that ends like a shortened one is shortened, too
 _ESCAPED_IN_ETAG = re.compile(r"[\x00-\x1f\x7f-\x9f%,\[\]|/@]")
 
 
@@ -70,7 +71,7 @@ class ObjectVersion:
         if self.version_id:
             tail += "@" + _ESCAPED_IN_ETAG.sub(_percent, self.version_id)
         whole = f"{self.alias}/{key}/{tail}"
-        if len(whole.encode("utf-8")) <= MAX_PARTITION_KEY_BYTES:
+        if len(whole.encode("utf-8")) <= MAX_PARTITION_KEY_BYTES and not _LOOKS_SHORTENED.search(key):
             return whole
         head = key.encode("utf-8")[:_KEPT_PREFIX_BYTES].decode("utf-8", "ignore")
         return f"{self.alias}/{head}~{self.object_id}/{tail[:200]}"

@@ -64,6 +64,14 @@ class Lake:
             return False
         return True
 
+    def n_result_rows(self, step: str, recipe: str, object_id: str) -> int | None:
+        """Count the rows of a result from its footer; None where there is no result."""
+        try:
+            with RangeFile(self.store, self.result_key(step, recipe, object_id)) as file:
+                return int(pq.read_metadata(file).num_rows)
+        except ObjectNotFoundError:
+            return None
+
     def write_result(
         self, step: str, recipe: str, object_id: str, rows: pa.Table, provenance: Mapping[str, Any]
     ) -> str:
@@ -132,7 +140,8 @@ class Lake:
         with ThreadPoolExecutor(_READ_THREADS) as pool:
             parts = list(pool.map(lambda shard: self.read_shard(table, shard, columns), self.shards(table)))
         found = [part for part in parts if part is not None]
-        return pa.concat_tables(found) if found else None
+        # An empty shard may still have the vectors' former dimension.
+        return pa.concat_tables([part for part in found if part.num_rows] or found[:1]) if found else None
 
     def remove_shard(self, table: str, shard: int) -> None:
         """Withdraw a shard that has no live object any more."""

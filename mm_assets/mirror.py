@@ -7,6 +7,7 @@ S3 reader is deliberately not used: it is fetched from the network at run time, 
 """
 
 import json
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def local_copy(lake: Lake, prefix: str, cache: Path) -> Path:
         return lake.store.folder / prefix
     folder = cache / lake.lake_id()
     known_file = folder / "etags" / f"{prefix.strip('/').replace('/', '_')}.json"
-    known = json.loads(known_file.read_text()) if known_file.is_file() else {}
+    known = _read_known(known_file)
     there = {stored.key: stored for stored in lake.walk(prefix)}
     changed = [s for s in there.values() if known.get(s.key) != s.etag or not (folder / s.key).is_file()]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -31,17 +32,27 @@ def local_copy(lake: Lake, prefix: str, cache: Path) -> Path:
     for key in known.keys() - there.keys():
         (folder / key).unlink(missing_ok=True)
     known_file.parent.mkdir(parents=True, exist_ok=True)
-    known_file.write_text(json.dumps({key: stored.etag for key, stored in there.items()}))
+    new = known_file.with_suffix(f".{uuid.uuid4().hex}")
+    new.write_text(json.dumps({key: stored.etag for key, stored in there.items()}))
+    new.replace(known_file)
     (folder / prefix).mkdir(parents=True, exist_ok=True)
     return folder / prefix
+
+
+def _read_known(file: Path) -> dict[str, str]:
+    """Return key → ETag of what was fetched; nothing where the note is missing or damaged, which fetches all anew."""
+    try:
+        known: dict[str, str] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known
 
 
 def _fetch(lake: Lake, stored: StoredObject, folder: Path) -> None:
     """Fetch into a new name, then rename: a reader never sees half a file."""
     target = folder / stored.key
     target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f"{target.name}.new")
-    new.unlink(missing_ok=True)
+    new = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
     try:
         lake.store.download(stored.key, new)
     except ObjectNotFoundError:

@@ -30,7 +30,7 @@ def retire_keys(instance: dg.DagsterInstance, workspace: Workspace) -> int:
     """Remove finished keys beyond the allowed number, some at a time; returns how many."""
     book = workspace.ledger.objects
     surplus = book.n_in_dagster() - workspace.settings.runs.max_live_partitions
-    finished = book.retirable(min(surplus, _RETIRE_AT_ONCE)) if surplus > 0 else []
+    finished = book.retirable(min(surplus, _RETIRE_AT_ONCE), workspace.recipes.values()) if surplus > 0 else []
     for known in finished:
         instance.delete_dynamic_partition(str(OBJECTS.name), known.partition_key)
     book.set_in_dagster([known.object_id for known in finished], held=False)

@@ -30,6 +30,7 @@ def decode_params(limits: MediaLimits) -> dict[str, Any]:
     return {
         **{name: getattr(limits, name) for name in _SHAPING_LIMITS},
         "adaptive_threshold": scenes.ADAPTIVE_THRESHOLD,
+        "black_level": scenes.BLACK_LEVEL,
         "min_content_val": scenes.MIN_CONTENT_VAL,
         "window_frames": scenes.WINDOW_FRAMES,
         "min_scene_s": scenes.MIN_SCENE_S,

@@ -307,4 +307,10 @@ def _anchor(settings: Settings, base: Path) -> Settings:
 
     sources = tuple(source.model_copy(update={"uri": uri_of(source)}) for source in settings.sources)
     lake = settings.lake.model_copy(update={"uri": uri_of(settings.lake)})
-    return settings.model_copy(update={"sources": sources, "lake": lake, "state": base / settings.state})
+    refresh, models = settings.refresh, settings.models
+    if refresh.taxonomy is not None:
+        refresh = refresh.model_copy(update={"taxonomy": base / refresh.taxonomy.expanduser()})
+    if models.folder is not None:
+        models = models.model_copy(update={"folder": base / models.folder.expanduser()})
+    places = {"sources": sources, "lake": lake, "state": base / settings.state.expanduser()}
+    return settings.model_copy(update=places | {"refresh": refresh, "models": models})

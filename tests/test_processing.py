@@ -275,7 +275,9 @@ def test_an_object_that_kills_its_worker_is_recorded_and_given_up(
     discover(workspace, "source")
     for _ in range(2):
         [batch] = plan(workspace)
-        workspace.ledger.work.claim_batch(batch.batch_id, "host/0/dies", lease_s=-1, max_claims=2)
+        workspace.ledger.work.claim_batch(
+            batch.batch_id, "host/0/dies", recipes=workspace.recipes, lease_s=-1, max_claims=2
+        )
 
     process(workspace)
 
@@ -325,7 +327,9 @@ def test_a_resumed_run_takes_over_its_own_claims(counted: Callable[..., Any]) ->
     workspace, _ = counted("picture0.png")
     discover(workspace, "source")
     [batch] = plan(workspace)
-    workspace.ledger.work.claim_batch(batch.batch_id, "gone/1/run-a", lease_s=900, max_claims=8)
+    workspace.ledger.work.claim_batch(
+        batch.batch_id, "gone/1/run-a", recipes=workspace.recipes, lease_s=900, max_claims=8
+    )
 
     assert list(process_batch(workspace, batch.batch_id, "run-b")) == []
     assert len(list(process_batch(workspace, batch.batch_id, "run-a"))) == 1
@@ -344,3 +348,56 @@ def test_a_missing_package_is_said_before_any_work(
 
     assert not store.n_bytes
     assert {state for state, _ in _states(workspace, "picture0.png").values()} == {"wanted"}
+
+
+def test_an_unreadable_object_does_not_stop_its_batch(
+    counted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A right that is missing for one object alone is that object's, and it waits; the others are done."""
+    workspace, store = counted("picture0.png", "picture1.png")
+    download = store.download
+
+    def refuse(key: str, target: Path, **options: Any) -> Any:
+        if key == "picture1.png":
+            msg = "no right to read it"
+            raise ConfigError(msg)
+        return download(key, target, **options)
+
+    monkeypatch.setattr(store, "download", refuse)
+    discover(workspace, "source")
+    process(workspace)
+
+    assert _states(workspace, "picture0.png")["faces"] == ("done", None)
+    assert set(_states(workspace, "picture1.png").values()) == {("wanted", "forbidden")}
+
+
+def test_rows_of_another_recipe_are_not_filled_by_this_code(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that was planned before a deployment runs only what the new code still makes under the same recipe."""
+    place = make_workspace("picture0.png")
+    before = place.open()
+    discover(before, "source")
+    [batch] = plan(before)
+    monkeypatch.setattr("fakes.FakeFaces.code_version", "next")
+    after = place.open()
+
+    list(process_batch(after, batch.batch_id))
+
+    rows = after.ledger.work.states(after.ledger.objects.find("picture0.png")[0].object_id)
+    assert {str(r["step"]): r["state"] for r in rows}["faces"] == "wanted"
+    assert {str(r["step"]): r["state"] for r in rows}["visual_embeddings"] == "done"
+
+
+def test_outages_are_no_crash_loop(counted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of failed reads of a store leaves an object as it was."""
+    monkeypatch.setattr("mm_assets.flows.ends._SERVICE_WAIT_S", 0.0)
+    workspace, store = counted("picture0.png")
+    store.failing = "picture0"
+    discover(workspace, "source")
+    for _ in range(10):
+        process(workspace)
+    store.failing = None
+    process(workspace)
+
+    assert _states(workspace, "picture0.png")["faces"] == ("done", None)

@@ -232,3 +232,102 @@ def test_an_empty_source_publishes_empty_tables(make_workspace: Callable[..., An
         tables = {row[0] for row in connection.execute("SHOW TABLES").fetchall()}
         assert {"raw_objects", "segments", "faces", "tags", "anomaly_scores", "dead_letters", "moments"} <= tables
         assert connection.execute("SELECT count(*) FROM moments").fetchone() == (0,)
+
+
+def test_a_refresh_before_the_next_listing_does_not_empty_the_tables(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work that nobody has asked for yet does not count as complete."""
+    place = make_workspace(*PICTURES[:3])
+    ingest(place.open())
+    monkeypatch.setattr(FakeFaces, "code_version", "next")
+    changed = place.open()
+
+    refresh(changed)
+
+    assert len(column(changed, "faces")) == 3
+    assert changed.ledger.catalog.published()["faces"] != changed.recipes["faces"]
+
+
+def test_the_last_object_of_a_step_leaves_its_table(make_workspace: Callable[..., Any]) -> None:
+    """A shard whose only rows of a step are gone is written again, empty."""
+    place = make_workspace(*PICTURES[:2], "sound.wav")
+    workspace = place.open()
+    ingest(workspace)
+    assert column(workspace, "transcripts") == ["sound.wav"]
+    (place.source / "sound.wav").unlink()
+
+    ingest(workspace)
+
+    assert column(workspace, "transcripts") == []
+
+
+def test_a_shard_that_only_lost_objects_asks_for_a_refresh(make_workspace: Callable[..., Any]) -> None:
+    """Deleting everything of the last shard is a change as well, and the next refresh heals what a kill left behind."""
+    place = make_workspace(*PICTURES, refresh=SMALL_SHARDS)
+    workspace = place.open()
+    ingest(workspace)
+    for name in ("picture4.png", "picture5.png"):
+        (place.source / name).unlink()
+    discover(workspace, "source")
+    assert needs_refresh(workspace)
+
+    publish_steps(workspace)
+    assert needs_refresh(workspace)
+    refresh(workspace)
+
+    assert not needs_refresh(workspace)
+    assert len(set(column(workspace, "indexed_vectors", "object_id"))) == 4
+
+
+def test_a_model_of_another_dimension_takes_over_when_it_is_complete(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old vectors stay until all new ones are there; they are never judged or indexed together."""
+    place = make_workspace(*PICTURES[:4], refresh=SMALL_SHARDS)
+    ingest(place.open())
+    for kind in ("FakeVision", "FakeFaces"):
+        monkeypatch.setattr(f"fakes.{kind}.code_version", "wider")
+    monkeypatch.setattr("fakes.DIM", 24)
+    wider = place.open()
+    discover(wider, "source")
+    refresh(wider)
+    assert len(column(wider, "visual_embeddings")) == 4
+
+    process(wider)
+    refresh(wider)
+
+    rows = wider.lake.read_table("visual_embeddings", ["vector", "recipe"])
+    assert rows is not None
+    assert rows.schema.field("vector").type.list_size == 24
+    assert rows.num_rows == 4
+    assert len(column(wider, "anomaly_scores")) == 4
+
+
+def test_settings_of_the_judgements_are_followed(make_workspace: Callable[..., Any]) -> None:
+    """Another percentile or cluster size asks for a refresh and changes the tables, without a model run."""
+    place = make_workspace(*PICTURES)
+    ingest(place.open())
+    changed = make_workspace(refresh={"anomaly_percentile": 0.01, "min_cluster_size": 3}).open()
+    assert needs_refresh(changed)
+
+    refresh(changed)
+
+    assert sum(map(bool, column(changed, "anomaly_scores", "is_anomaly"))) > 1
+    assert not needs_refresh(changed)
+
+
+def test_a_wiped_ledger_keeps_what_is_in_the_lake(make_workspace: Callable[..., Any], tmp_path: Path) -> None:
+    """Without its memory it lists again and finds every result where it left it."""
+    place = make_workspace(*PICTURES[:3], "clip.mp4")
+    ingest(place.open())
+    place.close()
+    for file in (tmp_path / "state").glob("ledger.db*"):
+        file.unlink()
+    results = _files(tmp_path / "lake" / "results")
+    workspace = place.open()
+
+    ingest(workspace)
+
+    assert _files(tmp_path / "lake" / "results") == results
+    assert len(set(column(workspace, "visual_embeddings"))) == 4

@@ -98,7 +98,7 @@ def process_objects(
     """Read, take apart and describe object versions; each result is durable before its event."""
     failures: dict[str, str] = {}
     totals = RunTotals()
-    with workspace.open() as opened:
+    with workspace.open(check=False) as opened:  # a source that is down must not stop objects of the others
         selected = {key.to_user_string() for key in context.selected_asset_keys}
         for end in _ends(opened, context, config, selected):
             yield from object_events(opened, end, selected)

@@ -26,6 +26,7 @@ from mm_assets.resources.workspace import WorkspaceResource, open_workspace
 from mm_assets.settings import Settings, load_settings
 
 _POLL_S = 0.5
+_BATCHES_AT_ONCE = 8  # planned together; what Ctrl-C leaves of them is freed
 # Called with (phase, done, total); the phases are discover, process, refresh. The total is None while unknown.
 OnProgress = Callable[[str, int, int | None], None]
 _DAGSTER_YAML = """\
@@ -146,7 +147,9 @@ class _Runner:
     def process(self) -> None:
         """Run one batch after the other; each is planned when the one before it is over."""
         recipes = dict(self._workspace.recipes)
-        while planned := [(job, b) for job, bs in plan_batches(self._workspace, limit=1).items() for b in bs]:
+        while planned := [
+            (job, b) for job, bs in plan_batches(self._workspace, limit=_BATCHES_AT_ONCE).items() for b in bs
+        ]:
             total = self._summary.n_processed + self._workspace.ledger.work.n_waiting(recipes)
             try:
                 for job, batch in planned:
@@ -199,7 +202,7 @@ class _Runner:
         if _was_interrupted(result):
             self._instance.report_run_canceled(result.dagster_run, "Ctrl-C")
             raise KeyboardInterrupt
-        if not result.success:
+        if not result.success and partition_key is None:  # a last try that fails is a dead letter, not a failed run
             self._summary.failed_runs[result.run_id] = _first_error(result)
         return result.success
 

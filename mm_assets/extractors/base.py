@@ -11,13 +11,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
-from mm_assets.errors import ConfigError
+from mm_assets.errors import ConfigError, ObjectError, Reason
 from mm_assets.extractors.offline import go_offline
 from mm_assets.extractors.weights import verify_files
 from mm_assets.identity import item_id
 from mm_assets.schemas import TABLES, Table, check_schema
+
+_UNIT_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,8 @@ class Extractor(ABC):
         self.load()
         rows = self._with_recipe(self._extract(segments), recipe)
         check_schema(self.step, self.schema, rows.schema)
+        if self.table.has_vector:
+            _require_unit(rows["vector"])
         return rows
 
     def _with_recipe(self, rows: pa.Table, recipe: str) -> pa.Table:
@@ -201,6 +206,13 @@ class Extractor(ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore unloaded."""
         self.__init__(state["card"], state["params"], state["place"])  # type: ignore[misc]
+
+
+def _require_unit(column: pa.ChunkedArray) -> None:
+    """Raise ObjectError for vectors that are not finite or not of length 1: one would spoil the index for all."""
+    matrix = np.asarray(column.combine_chunks().flatten(), np.float32).reshape(len(column), -1)
+    if not np.all(np.abs(np.linalg.norm(matrix, axis=1) - 1) <= _UNIT_TOLERANCE):
+        raise ObjectError(Reason.MODEL_ERROR, "the model gave a vector that is not finite or not of length 1")
 
 
 def rows_for(segments: pa.Table, owners: list[int], names: tuple[str, ...]) -> dict[str, pa.ChunkedArray]:

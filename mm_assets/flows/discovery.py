@@ -131,11 +131,11 @@ def _brake(workspace: Workspace, alias: str, n_missing: int) -> str | None:
 
 
 def _is_there(workspace: Workspace, known: KnownObject) -> bool:
+    """Whether the version is still in the source, and still ours to show by the settings as they are now."""
     source = workspace.settings.source(known.version.alias)
-    if not is_selected(known.version.key, source.include, source.exclude):
-        return False  # the patterns were changed: no longer ours to show
     try:
-        stored = workspace.sources[known.version.alias].head(known.version.key)
+        stored = workspace.sources[source.alias].head(known.version.key)
     except ObjectNotFoundError:
         return False
-    return stored.etag == known.version.etag
+    seen, _ = _select(source, [stored], reserved_prefixes(source, workspace.settings))
+    return [item.version for item in seen] == [known.version]

@@ -56,11 +56,13 @@ def extract_step(workspace: Workspace, step: str, group: Sequence[Prepared]) -> 
     for prepared in wanted:
         if prepared not in able:
             prepared.ends.append(ends.skipped(step, f"no {' or '.join(sorted(extractor.takes))}"))
+    able = [prepared for prepared in able if not _adopt(workspace, step, prepared)]
     if not able:
         return {}
     started = time.monotonic()
     rows, errors = _run(extractor, able, workspace.recipes[step])
-    if len(able) >= _SYSTEMIC_FROM_OBJECTS and len(errors) == len(able):
+    is_systemic = len(errors) == len(able) >= _SYSTEMIC_FROM_OBJECTS
+    if is_systemic and not any(error.is_permanent for error in errors.values()):
         msg = f"{step} failed for all {len(able)} objects of a group, first: {next(iter(errors.values()))}"
         raise SystemicFailure(msg)
     seconds = (time.monotonic() - started) / len(able)
@@ -69,6 +71,18 @@ def extract_step(workspace: Workspace, step: str, group: Sequence[Prepared]) -> 
         for p in able
         if (r := _commit(workspace, step, p, rows, errors, seconds)) is not None
     }
+
+
+def _adopt(workspace: Workspace, step: str, prepared: Prepared) -> bool:
+    """Keep a result that is in the lake although the ledger does not know it."""
+    if not prepared.is_adopted:
+        return False
+    n_rows = workspace.lake.n_result_rows(step, prepared.claim.steps[step], prepared.claim.known.object_id)
+    if n_rows is None:
+        return False
+    key = workspace.lake.result_key(step, prepared.claim.steps[step], prepared.claim.known.object_id)
+    prepared.ends.append(ends.done(step, n_rows, key, 0.0, is_new=False))
+    return True
 
 
 def _has_kind(prepared: Prepared, extractor: Extractor) -> bool:

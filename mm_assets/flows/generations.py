@@ -52,9 +52,9 @@ class Frozen:
     baseline: Baseline | None
 
 
-def load_frozen(workspace: Workspace) -> Frozen:
-    """Load the current taxonomy, cluster model and baseline."""
-    tables = {name: _load_table(workspace, name) for name in (TAXONOMY, CLUSTERS, BASELINE)}
+def load_frozen(workspace: Workspace, recipe: str) -> Frozen:
+    """Load what vectors of this recipe can be judged against; what was made of another model's vectors is left out."""
+    tables = {name: _load_table(workspace, name, recipe) for name in (TAXONOMY, CLUSTERS, BASELINE)}
     manifests = workspace.ledger.catalog.generations()
     return Frozen(
         {name: manifest["generation"] for name, manifest in manifests.items()},
@@ -64,9 +64,9 @@ def load_frozen(workspace: Workspace) -> Frozen:
     )
 
 
-def _load_table(workspace: Workspace, name: str) -> pa.Table | None:
+def _load_table(workspace: Workspace, name: str, recipe: str) -> pa.Table | None:
     manifest = workspace.ledger.catalog.generation(name)
-    if manifest is None:
+    if manifest is None or recipe not in manifest["recipes"]:
         return None
     data = workspace.lake.read_generation(name, manifest["generation"], "model.parquet")
     return pq.read_table(io.BytesIO(data))

@@ -31,7 +31,9 @@ class Judge:
         tables = [table for table in vectors.values() if table.num_rows]
         if not tables:
             return {}
-        frozen = self._frozen = self._frozen or load_frozen(self._workspace)
+        frozen = self._frozen = self._frozen or load_frozen(
+            self._workspace, self._workspace.recipes["visual_embeddings"]
+        )
         judged = judge_vectors(frozen, pa.concat_tables(tables), self._workspace)
         for name, rows in judged.items():
             self._rows[name].append(rows)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from mm_assets import segmentation
 from mm_assets.buckets.base import Download, ObjectChangedError, ObjectNotFoundError
-from mm_assets.errors import ObjectError, Reason, ServiceError
+from mm_assets.errors import ConfigError, ObjectError, Reason, ServiceError
 from mm_assets.flows import ends
 from mm_assets.flows.ends import StepEnd
 from mm_assets.flows.recipes import provenance
@@ -40,6 +40,7 @@ class Prepared:
     Attributes
     ----------
     segments : None when there are none: the object is unsupported, broken, gone, or all its work is over
+    is_adopted : its segments were found in the lake; results of other steps may be there as well
     ends : the ends of the steps that are over
     """
 
@@ -47,6 +48,7 @@ class Prepared:
     folder: Path
     segments: Path | None = None
     n_segments: int = 0
+    is_adopted: bool = False
     ends: list[StepEnd] = field(default_factory=list)
 
     @property
@@ -67,7 +69,8 @@ class Prepared:
 class Preparer:
     """Prepares claims in threads, one decoding child each, a bounded number ahead of the reader."""
 
-    def __init__(self, workspace: Workspace, scratch: Path, *, workers: int) -> None:
+    def __init__(self, workspace: Workspace, scratch: Path, *, workers: int, adopt: bool) -> None:
+        self._adopts = adopt
         self._workspace = workspace
         self._scratch = scratch
         self._workers: queue.SimpleQueue[MediaWorker] = queue.SimpleQueue()
@@ -107,6 +110,11 @@ class Preparer:
         except ServiceError as error:
             reason, message = "service", str(error)
             prepared.end_all(lambda step: ends.interrupted(step, reason, message))
+        except ConfigError as error:
+            message = str(error)  # of this object alone: the stores were looked at before any work
+            prepared.end_all(lambda step: ends.interrupted(step, "forbidden", message))
+        except ObjectError as error:
+            self._blame(prepared, error)
         except (ObjectNotFoundError, ObjectChangedError) as error:
             message = f"the object is gone or was overwritten; the next listing decides ({error})"
             prepared.end_all(lambda step: ends.interrupted(step, "changed", message))
@@ -120,12 +128,13 @@ class Preparer:
             self._fetch(prepared)
 
     def _adopt(self, prepared: Prepared) -> bool:
-        """Keep the results of an earlier run that died after writing them, before telling the ledger."""
+        """Keep results that are in the lake although the ledger does not know: its run died, or it was wiped."""
         claim, lake = prepared.claim, self._workspace.lake
-        if claim.n_starts < 2 or not {"raw_objects", "segments"} <= set(claim.steps):
+        if not self._adopts or not {"raw_objects", "segments"} <= set(claim.steps):
             return False
-        if not all(lake.has_result(s, claim.steps[s], claim.known.object_id) for s in ("raw_objects", "segments")):
+        if not all(lake.has_result(s, claim.steps[s], claim.known.object_id) for s in ("segments", "raw_objects")):
             return False
+        prepared.is_adopted = True
         self._fetch(prepared)
         for step in ("raw_objects", "segments"):
             key = lake.result_key(step, claim.steps[step], claim.known.object_id)
@@ -177,8 +186,8 @@ class Preparer:
         try:
             decoded = self._decode(file, prepared.folder, media)
         except ObjectError as error:
-            self._commit_raw(prepared, download, media, None, started)
-            self._give_up(prepared, error)
+            if self._give_up(prepared, error):
+                self._commit_raw(prepared, download, media, None, started)
             return
         finally:
             file.unlink(missing_ok=True)
@@ -227,17 +236,30 @@ class Preparer:
         )
         prepared.ends.append(ends.done("raw_objects", 1, key, time.monotonic() - started))
 
-    def _give_up(self, prepared: Prepared, error: ObjectError) -> None:
-        if "segments" not in prepared.claim.steps:
-            return
+    def _blame(self, prepared: Prepared, error: ObjectError) -> None:
+        """End all open steps for a fault of the object outside its decoding."""
+        if "segments" in prepared.open_steps:
+            self._give_up(prepared, error)
+        for step in prepared.open_steps:
+            prepared.ends.append(ends.failed(self._workspace, prepared.claim, step, error))
+
+    def _give_up(self, prepared: Prepared, error: ObjectError) -> bool:
+        """End the steps of an object that cannot be decoded; returns whether that is final.
+
+        While another try is allowed, all its steps wait for it: ``raw_objects`` learns its facts from decoding.
+        """
+        if "segments" not in prepared.open_steps:
+            return True
         end = ends.failed(self._workspace, prepared.claim, "segments", error)
         prepared.ends.append(end)
-        if end.state == "dead":
-            prepared.end_all(lambda step: ends.skipped(step, "segments_dead"))
-        else:
-            prepared.end_all(
-                lambda step: StepEnd(step, "wanted", "waits_for_segments", retry_after_s=end.retry_after_s)
-            )
+        if end.state != "dead":
+            wait = end.retry_after_s
+            prepared.end_all(lambda step: StepEnd(step, "wanted", "waits_for_segments", retry_after_s=wait))
+            return False
+        for step in prepared.open_steps:
+            if step != "raw_objects":
+                prepared.ends.append(ends.skipped(step, "segments_dead"))
+        return True
 
     def _commit_segments(self, prepared: Prepared, decoded: DecodedMedia, started: float) -> None:
         claim = prepared.claim

@@ -6,6 +6,7 @@ Order: claim with a fencing token · result file · ledger row, if the token is 
 after any of these loses nothing and repeats at most one group's work.
 """
 
+import logging
 import os
 import socket
 import tempfile
@@ -29,6 +30,7 @@ from mm_assets.ledger import Claim
 
 _GROUP_SEGMENTS = 128  # enough to fill the accelerator for each step in turn
 _GROUP_OBJECTS = 64
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +50,23 @@ class ObjectEnd:
 def process_batch(workspace: Workspace, batch_id: str, run_id: str = "") -> Iterator[ObjectEnd]:
     """Process what a batch still has to do; can be repeated after any kill, and resumed at once by the same run."""
     runs, owner = workspace.settings.runs, new_owner(run_id)
-    for worn_out in workspace.ledger.work.worn_out(batch_id, runs.max_claims):
+    work, recipes = workspace.ledger.work, dict(workspace.recipes)
+    for worn_out in work.worn_out(batch_id, owner, recipes, runs.max_claims):
         ends.record_crash_loop(workspace, worn_out)
-    claims = workspace.ledger.work.claim_batch(batch_id, owner, lease_s=runs.lease_s, max_claims=runs.max_claims)
-    yield from process(workspace, claims, owner, batch_id)
+    claims = work.claim_batch(batch_id, owner, recipes=recipes, lease_s=runs.lease_s, max_claims=runs.max_claims)
+    work.release_batches([batch_id])  # planned under another recipe than this code makes: planned anew
+    yield from process(workspace, claims, owner, batch_id, adopt=True)
 
 
-def process(workspace: Workspace, claims: Sequence[Claim], owner: str, batch_id: str) -> Iterator[ObjectEnd]:
-    """Process claims; on any way out the unfinished ones are given back."""
+def process(
+    workspace: Workspace, claims: Sequence[Claim], owner: str, batch_id: str, *, adopt: bool = False
+) -> Iterator[ObjectEnd]:
+    """Process claims; on any way out the unfinished ones are given back.
+
+    Parameters
+    ----------
+    adopt : keep results that are in the lake although the ledger does not know them, instead of making them again
+    """
     if not claims:
         return
     judge = Judge(workspace, batch_id)
@@ -65,7 +76,7 @@ def process(workspace: Workspace, claims: Sequence[Claim], owner: str, batch_id:
         lease_s = workspace.settings.runs.lease_s
         with repeating(lease_s / 3, partial(workspace.ledger.work.renew, owner, lease_s)), _scratch() as folder:
             workers = min(workspace.settings.runs.decode_workers or os.cpu_count() or 1, len(claims))
-            preparer = Preparer(workspace, folder, workers=workers)
+            preparer = Preparer(workspace, folder, workers=workers, adopt=adopt)
             for group in _groups(preparer.run(claims)):
                 yield from _process_group(workspace, group, judge)
             judge.write()
@@ -94,6 +105,8 @@ def _process_group(workspace: Workspace, group: list[Prepared], judge: Judge) ->
         answers = iter(accepted)
         for item in group:
             kept = tuple(end for end in item.ends if next(answers))
+            if any(end.step == "segments" and end.state == "done" for end in kept):
+                workspace.ledger.work.reopen(item.claim.known.object_id, "segments_dead")
             yield ObjectEnd(item.claim, kept, judgements.get(item.claim.known.object_id, {}))
     finally:
         for item in group:
@@ -118,7 +131,10 @@ def repeating(interval_s: float, call: Callable[[], object]) -> Iterator[None]:
 
     def repeat() -> None:
         while not stop.wait(interval_s):
-            call()
+            try:
+                call()
+            except Exception:  # noqa: BLE001  one failure (a locked database, say) must not end the repetition
+                _LOG.exception("a repeated call failed; it is made again in %s s", interval_s)
 
     thread = threading.Thread(target=repeat, name="repeating", daemon=True)
     thread.start()

@@ -55,6 +55,8 @@ def promote_recipes(workspace: Workspace) -> dict[str, str]:
 
     Steps that read each other change together, so that rows of two models are never mixed in an answer.
     """
+    for source in workspace.settings.sources:  # work that nobody asked for yet must not look complete
+        workspace.ledger.work.want(source.alias, workspace.recipes_of(source.alias))
     published = workspace.ledger.catalog.published()
     changed = {step: recipe for step, recipe in workspace.recipes.items() if published.get(step) != recipe}
     ready = {}
@@ -65,6 +67,17 @@ def promote_recipes(workspace: Workspace) -> dict[str, str]:
     if ready:
         workspace.ledger.catalog.publish(ready)
     return ready
+
+
+def shown_recipes(workspace: Workspace) -> dict[str, str]:
+    """Return step → published recipe, of the steps that some source still asks for."""
+    return {s: r for s, r in workspace.ledger.catalog.published().items() if s in workspace.recipes}
+
+
+def withdrawn_shards(workspace: Workspace) -> list[Key]:
+    """Return the published files of shards without a live object; shard 0 stays, so that a glob finds a schema."""
+    live = workspace.ledger.objects.live_shards() | {0}
+    return [key for key in workspace.ledger.catalog.shard_files() if key[1] not in live]
 
 
 def _connected(steps: set[str]) -> list[set[str]]:
@@ -84,14 +97,38 @@ def step_table(workspace: Workspace, step: str) -> Table:
 
 def stale_step_shards(workspace: Workspace) -> dict[Key, str]:
     """Return (table, shard) → fingerprint of the files of the steps that must be written."""
-    published = workspace.ledger.catalog.published()
-    marks: dict[Key, Digest] = {(step, 0): Digest() for step in (*published, STATES)}
+    published = shown_recipes(workspace)
+    tables = (*published, STATES)
+    live = workspace.ledger.objects.live_shards() | {0}
+    known = [key for key in workspace.ledger.catalog.shard_files() if key[0] in tables and key[1] in live]
+    marks = {key: _fresh_mark(workspace, key[0]) for key in (*known, *((table, 0) for table in tables))}
     if published:
-        for shard, object_id, step, recipe, state, n_rows in workspace.ledger.work.published_rows(published):
+        for shard, object_id, step, recipe, state, reason, n_rows in workspace.ledger.work.published_rows(published):
             if n_rows is not None:
-                marks.setdefault((step, shard), Digest()).add(f"{object_id} {recipe} {n_rows}")
-            marks.setdefault((STATES, shard), Digest()).add(f"{object_id} {step} {recipe} {state} {n_rows}")
+                _mark(workspace, marks, (step, shard)).add(f"{object_id} {recipe} {n_rows}")
+            shown = _shown_state(state, n_rows is not None)
+            _mark(workspace, marks, (STATES, shard)).add(f"{object_id} {step} {recipe} {shown} {reason} {n_rows}")
     return _stale(workspace, {key: mark.text for key, mark in marks.items()})
+
+
+def _fresh_mark(workspace: Workspace, table: str) -> Digest:
+    """Begin a fingerprint with the table's columns, so that another schema is another file."""
+    mark = Digest()
+    columns = (TABLES[STATES] if table == STATES else step_table(workspace, table)).columns
+    mark.add(" ".join(f"{column.name}:{column.type}" for column in columns))
+    return mark
+
+
+def _mark(workspace: Workspace, marks: dict[Key, Digest], key: Key) -> Digest:
+    if key not in marks:
+        marks[key] = _fresh_mark(workspace, key[0])
+    return marks[key]
+
+
+def _shown_state(state: str, has_result: bool) -> str:
+    """Say what analysts read: work that is done again keeps its earlier result until its end."""
+    is_open = state in {"wanted", "claimed"}
+    return ("done" if has_result else "pending") if is_open else state
 
 
 def _stale(workspace: Workspace, wanted: Mapping[Key, str]) -> dict[Key, str]:
@@ -103,7 +140,7 @@ def publish_steps(workspace: Workspace, on_file: Callable[[str], None] = lambda 
     """Write the changed shards of the steps' tables, and remove those without a live object."""
     outcome = Published()
     promote_recipes(workspace)
-    recipes = workspace.ledger.catalog.published()
+    recipes = shown_recipes(workspace)
     for (name, shard), fingerprint in stale_step_shards(workspace).items():
         on_file(f"{name} shard {shard}")
         if name == STATES:
@@ -111,7 +148,7 @@ def publish_steps(workspace: Workspace, on_file: Callable[[str], None] = lambda 
         else:
             outcome.n_missing += _publish_shard(workspace, name, shard, recipes[name], fingerprint)
         outcome.n_written += 1
-    outcome.n_removed = _remove_empty(workspace, (*recipes, STATES))
+    outcome.n_removed = _remove_empty(workspace)
     _count(workspace, outcome)
     return outcome
 
@@ -152,7 +189,8 @@ def _kept(
     if old is None or old.schema.names != schema.names:
         return None
     is_live = pc.is_in(old["object_id"], pa.array(done, pa.string()))
-    return old.filter(pc.and_(is_live, pc.equal(old["recipe"], recipe)))
+    kept = old.filter(pc.and_(is_live, pc.equal(old["recipe"], recipe)))
+    return kept if kept.num_rows else None  # rows of another recipe may have vectors of another dimension
 
 
 def _in_order(rows: pa.Table, object_ids: list[str]) -> pa.Table:
@@ -175,18 +213,14 @@ def _state_rows(workspace: Workspace, shard: int, recipes: Mapping[str, str]) ->
     rows = []
     for known, work in workspace.ledger.work.of_shard(shard, recipes) if recipes else []:
         version = known.version
-        is_open = work["state"] in {"wanted", "claimed"}
-        state = ("done" if work["n_rows"] is not None else "pending") if is_open else work["state"]
+        state = _shown_state(str(work["state"]), work["n_rows"] is not None)
         identity = {"object_id": known.object_id, "bucket": version.alias, "key": version.key, "etag": version.etag}
         rows.append(identity | work | {"state": state})
     return pa.Table.from_pylist(rows, TABLES[STATES].published_schema())
 
 
-def _remove_empty(workspace: Workspace, tables: tuple[str, ...]) -> int:
-    """Withdraw the files of shards that hold no live object any more; shard 0 stays, so that a glob finds a schema."""
-    live = workspace.ledger.objects.live_shards()
-    judged = (*tables, *JUDGEMENTS, _INDEXED)
-    gone = [key for key in workspace.ledger.catalog.shard_files() if key[0] in judged and key[1] not in live | {0}]
+def _remove_empty(workspace: Workspace) -> int:
+    gone = withdrawn_shards(workspace)
     for name, shard in gone:
         workspace.lake.remove_shard(name, shard)
     workspace.ledger.catalog.forget_shard_files(gone)
@@ -204,7 +238,7 @@ def _count(workspace: Workspace, outcome: Published) -> None:
 def publish_judgements(workspace: Workspace, on_file: Callable[[str], None] = lambda _: None) -> Published:
     """Write the shards of the judgements' tables whose vectors or generation changed."""
     outcome = Published()
-    frozen = load_frozen(workspace)
+    frozen = load_frozen(workspace, shown_recipes(workspace).get(SPACES["visual"].table, ""))
     indexes = {space.name: load_index(workspace, space) for space in SPACES.values()}
     for (name, shard), fingerprint in stale_judgement_shards(workspace).items():
         on_file(f"{name} shard {shard}")
@@ -225,7 +259,8 @@ def stale_judgement_shards(workspace: Workspace) -> dict[Key, str]:
     """Return (table, shard) → fingerprint of the files of the judgements that must be written."""
     files = workspace.ledger.catalog.shard_files()
     marks = {name: manifest["generation"] for name, manifest in workspace.ledger.catalog.generations().items()}
-    all_marks = short_hash(*(f"{name}={mark}" for name, mark in sorted(marks.items())))
+    limit = str(workspace.settings.refresh.anomaly_percentile)
+    all_marks = short_hash(limit, *(f"{name}={mark}" for name, mark in sorted(marks.items())))
     wanted: dict[Key, str] = {}
     for (table, shard), file in files.items():
         if table == SPACES["visual"].table:

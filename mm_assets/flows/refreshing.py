@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,7 +19,7 @@ from mm_assets.anomalies import fit_baseline
 from mm_assets.clustering import fit_clusters
 from mm_assets.errors import ConfigError
 from mm_assets.flows.generations import BASELINE, CLUSTERS, SPACES, TAXONOMY, Space
-from mm_assets.flows.publishing import stale_judgement_shards, stale_step_shards
+from mm_assets.flows.publishing import stale_judgement_shards, stale_step_shards, withdrawn_shards
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
 from mm_assets.indexing import build_index
@@ -50,7 +51,20 @@ def needs_refresh(workspace: Workspace) -> bool:
     published = workspace.ledger.catalog.published()
     if any(published.get(step) != recipe for step, recipe in workspace.recipes.items()):
         return True
-    return bool(stale_step_shards(workspace) or stale_judgement_shards(workspace))
+    if stale_step_shards(workspace) or withdrawn_shards(workspace) or stale_judgement_shards(workspace):
+        return True
+    current = workspace.ledger.catalog.generations()
+    return any(manifest["made_of"] != _made_of(workspace, name) for name, manifest in current.items())
+
+
+def _made_of(workspace: Workspace, name: str) -> str:
+    """Name what a generation would be made of now: the files of its table, and the settings; reads no row."""
+    refresh = workspace.settings.refresh
+    options = [refresh.exact_index_rows, refresh.min_recall, refresh.min_cluster_size, refresh.anomaly_neighbours]
+    table = next((s.table for s in SPACES.values() if s.generation_name == name), SPACES["visual"].table)
+    files = [f"{f.shard} {f.fingerprint}" for f in workspace.ledger.catalog.shard_files().values() if f.name == table]
+    marks = [_read_taxonomy(workspace).digest] if name == TAXONOMY else sorted(files)
+    return short_hash(*map(str, options), *marks)
 
 
 def build_vector_index(workspace: Workspace, space: Space) -> Built:
@@ -96,31 +110,38 @@ def build_anomaly_baseline(workspace: Workspace) -> Built:
 
 def freeze_taxonomy(workspace: Workspace) -> Built:
     """Encode the taxonomy's prompts, unless the current one was made from the same file and model."""
-    file = workspace.settings.refresh.taxonomy or workspace.pack.taxonomy
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        msg = f"taxonomy {file} cannot be read ({error.strerror}); set `refresh.taxonomy`"
-        raise ConfigError(msg) from error
-    taxonomy = Taxonomy.from_yaml(text)
     extractor = workspace.extractors["visual_embeddings"]
     encoder = cast("Encoder", extractor)  # the visual extractor has a text side
+    recipe = workspace.recipes["visual_embeddings"]
+    current = workspace.ledger.catalog.generation(TAXONOMY)
+    if workspace.ledger.catalog.published().get("visual_embeddings") != recipe:
+        # The tables still show another model's vectors: its taxonomy stays until they are replaced.
+        return Built(TAXONOMY, current["generation"] if current else "", False, current or {"n_rows": 0})
+    taxonomy = _read_taxonomy(workspace)
 
     def build(_: str) -> tuple[dict[str, Any], dict[str, bytes]]:
         encoder.load()
         frozen = taxonomy.freeze(encoder.encode_texts)
-        return {"file": file.name, "digest": taxonomy.digest}, {"model.parquet": _model_file(frozen.to_table())}
+        return {"digest": taxonomy.digest}, {"model.parquet": _model_file(frozen.to_table())}
 
-    recipe = workspace.recipes["visual_embeddings"]
     return _build(workspace, TAXONOMY, [], {recipe}, [taxonomy.digest], (0, extractor.card.dim or 0), build)
+
+
+def _read_taxonomy(workspace: Workspace) -> Taxonomy:
+    file = workspace.settings.refresh.taxonomy or workspace.pack.taxonomy
+    try:
+        return Taxonomy.from_yaml(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"taxonomy {file} cannot be read ({error.strerror}); set `refresh.taxonomy`"
+        raise ConfigError(msg) from error
 
 
 def _points(workspace: Workspace, space: Space) -> tuple[list[str], Floats, set[str]]:
     """Read the ids and vectors of a space from its published table."""
     rows = workspace.lake.read_table(space.table, list(dict.fromkeys([space.item_column, "vector", "recipe"])))
-    if rows is None:
-        msg = f"table {space.table} is not published yet; run `mm ingest`"
-        raise ConfigError(msg)
+    if rows is None:  # a new step whose recipe is not complete yet
+        dim = workspace.extractors[space.table].card.dim or 1
+        return [], np.empty((0, dim), np.float32), set()
     return rows[space.item_column].to_pylist(), from_arrow(rows["vector"]), set(rows["recipe"].unique().to_pylist())
 
 
@@ -137,17 +158,28 @@ def _build(
     build: _Build,
 ) -> Built:
     generation = short_hash(name, _CODE_VERSION, *marks, *sorted(recipes), *sorted(ids))
+    made_of = _made_of(workspace, name)
     current = workspace.ledger.catalog.generation(name)
     if current is not None and current["generation"] == generation:
+        _point(workspace, name, {**current, "made_of": made_of})
         return Built(name, generation, False, current)
     facts, files = build(generation)
     manifest = {"name": name, "generation": generation, "recipes": sorted(recipes), "n_rows": len(ids), "dim": shape[1]}
-    manifest |= facts
+    manifest |= facts | {"made_of": made_of}
     workspace.lake.write_generation(name, manifest, files)
-    # The ledger last: a kill in between leaves it behind, and the same build is made and pointed to again.
-    workspace.lake.point_to_generation(name, manifest)
-    workspace.ledger.catalog.set_generation(name, manifest)
+    _point(workspace, name, manifest)
     return Built(name, generation, True, manifest)
+
+
+def _point(workspace: Workspace, name: str, manifest: Mapping[str, Any]) -> None:
+    """Make both pointers name this build, where they do not.
+
+    The ledger's comes last: a kill in between leaves it behind, and the same build is pointed to again.
+    """
+    if workspace.lake.current_generation(name) != manifest:
+        workspace.lake.point_to_generation(name, manifest)
+    if workspace.ledger.catalog.generation(name) != manifest:
+        workspace.ledger.catalog.set_generation(name, manifest)
 
 
 def _model_file(table: pa.Table) -> bytes:

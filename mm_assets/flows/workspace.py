@@ -6,6 +6,7 @@ Put here: what belongs together while a flow runs. Keep out: building stores fro
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from mm_assets.buckets.base import Store
 from mm_assets.errors import ConfigError
@@ -79,5 +80,8 @@ def _prefix_within(source: SourceSettings, own: Location) -> str | None:
 def _path(location: Location) -> PurePosixPath:
     if not location.is_bucket:
         return PurePosixPath(Path(location.folder).resolve())
-    endpoint = (location.endpoint_url or "aws").lower().rstrip("/").partition("//")[2] or "aws"
+    host = (urlsplit(location.endpoint_url or "").hostname or "").lower()
+    endpoint = (
+        "aws" if not host or host.endswith("amazonaws.com") else f"{host}:{urlsplit(location.endpoint_url).port or ''}"
+    )
     return PurePosixPath("/", endpoint, location.bucket, location.prefix)

@@ -29,6 +29,7 @@ class Catalog:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._reader = engine.execution_options(mm_reads=True)
 
     def _replace(self, table: Table, where: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         with self._engine.begin() as connection:
@@ -37,7 +38,7 @@ class Catalog:
 
     def published(self) -> dict[str, str]:
         """Return step → recipe whose rows the tables show."""
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return {row.step: row.recipe for row in connection.execute(select(PUBLISHED))}
 
     def publish(self, recipes: Mapping[str, str]) -> None:
@@ -50,13 +51,13 @@ class Catalog:
 
     def generation(self, name: str) -> dict[str, Any] | None:
         """Return the manifest of the current generation of an index, model or baseline."""
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             row = connection.execute(select(GENERATIONS).where(GENERATIONS.c.name == name)).one_or_none()
         return json.loads(row.manifest) if row is not None else None
 
     def generations(self) -> dict[str, dict[str, Any]]:
         """Return all current manifests by name."""
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return {row.name: json.loads(row.manifest) for row in connection.execute(select(GENERATIONS))}
 
     def set_generation(self, name: str, manifest: Mapping[str, Any]) -> None:
@@ -66,7 +67,7 @@ class Catalog:
 
     def shard_files(self) -> dict[tuple[str, int], ShardFile]:
         """Return all published files by (table, shard)."""
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return {
                 (row.name, row.shard): ShardFile(row.name, row.shard, row.fingerprint, row.n_rows)
                 for row in connection.execute(select(SHARD_FILES))
@@ -74,7 +75,7 @@ class Catalog:
 
     def last_published_at(self) -> float:
         """Return when a file was last published; 0 for never."""
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return float(connection.scalar(select(func.max(SHARD_FILES.c.published_at))) or 0.0)
 
     def set_shard_file(self, file: ShardFile) -> None:

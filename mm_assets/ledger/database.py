@@ -91,5 +91,6 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    """Take the write lock first: a reader that becomes a writer would otherwise fail without waiting."""
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    """Writers take the lock first, since a reader that becomes one would fail without waiting; readers take none."""
+    reads = connection.get_execution_options().get("mm_reads")
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -4,7 +4,7 @@ Put here: upserts of listed pages, versions that supersede each other, deletions
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -99,6 +99,7 @@ class ObjectBook:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._reader = engine.execution_options(mm_reads=True)
 
     # -- scans ---------------------------------------------------------------------------------------------------
 
@@ -143,7 +144,7 @@ class ObjectBook:
 
     def missing(self, alias: str) -> list[KnownObject]:
         """Return the live versions that the current pass has not seen; meaningful once the pass has ended."""
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             scan = connection.execute(select(SCANS).where(SCANS.c.alias == alias)).one()
             query = select(OBJECTS).where(
                 OBJECTS.c.alias == alias, OBJECTS.c.state == "live", OBJECTS.c.seen_pass < scan.pass_number
@@ -153,12 +154,12 @@ class ObjectBook:
     def n_live(self, alias: str) -> int:
         """Count the live versions of a source."""
         query = select(func.count()).where(OBJECTS.c.alias == alias, OBJECTS.c.state == "live")
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return int(connection.scalar(query) or 0)
 
     def live_shards(self) -> set[int]:
         """Return the shards that hold a live version."""
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return set(connection.scalars(select(OBJECTS.c.shard).where(OBJECTS.c.state == "live").distinct()))
 
     def finish_pass(self, alias: str, gone: Sequence[str], alarm: str | None) -> None:
@@ -264,7 +265,7 @@ class ObjectBook:
             and_(OBJECTS.c.alias == alias, OBJECTS.c.key == key),
         )
         query = select(OBJECTS).where(matches).order_by(OBJECTS.c.state != "live", OBJECTS.c.place)
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return [known_object(row) for row in connection.execute(query)]
 
     def by_partition_keys(self, partition_keys: Sequence[str]) -> list[KnownObject]:
@@ -277,7 +278,7 @@ class ObjectBook:
 
     def _by(self, column: object, values: Sequence[str]) -> list[KnownObject]:
         found: dict[str, KnownObject] = {}
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             for part in chunks(values):
                 for row in connection.execute(select(OBJECTS).where(column.in_(part))):  # type: ignore[attr-defined]
                     found[getattr(row, column.name)] = known_object(row)  # type: ignore[attr-defined]
@@ -287,16 +288,18 @@ class ObjectBook:
 
     def n_in_dagster(self) -> int:
         """Count the keys that Dagster holds."""
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return int(connection.scalar(select(func.count()).where(OBJECTS.c.in_dagster)) or 0)
 
-    def retirable(self, limit: int) -> list[KnownObject]:
+    def retirable(self, limit: int, recipes: Collection[str]) -> list[KnownObject]:
         """Return versions held by Dagster with nothing left to do and nothing dead, oldest first."""
         unfinished = select(WORK.c.object_id).where(
-            WORK.c.object_id == OBJECTS.c.object_id, WORK.c.state.in_(("wanted", "claimed", "dead"))
+            WORK.c.object_id == OBJECTS.c.object_id,
+            WORK.c.state.in_(("wanted", "claimed", "dead")),
+            WORK.c.recipe.in_(list(recipes)),
         )
         query = select(OBJECTS).where(OBJECTS.c.in_dagster, or_(OBJECTS.c.state != "live", ~unfinished.exists()))
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return [known_object(row) for row in connection.execute(query.order_by(OBJECTS.c.place).limit(limit))]
 
     def set_in_dagster(self, object_ids: Sequence[str], held: bool) -> None:

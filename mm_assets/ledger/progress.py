@@ -25,6 +25,7 @@ class WorkReader:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._reader = engine.execution_options(mm_reads=True)
 
     def counts(self, recipes: Mapping[str, str]) -> dict[tuple[str, str, str | None], int]:
         """Count rows of live versions by (step, state, reason)."""
@@ -34,7 +35,7 @@ class WorkReader:
             .where(OBJECTS.c.state == "live", these(recipes))
             .group_by(WORK.c.step, WORK.c.state, WORK.c.reason)
         )
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return {(step, state, reason): n for step, state, reason, n in connection.execute(query)}
 
     def n_changed_since(self, moment: float) -> int:
@@ -42,13 +43,13 @@ class WorkReader:
         query = select(func.count(WORK.c.object_id.distinct())).where(
             WORK.c.changed_at > moment, WORK.c.state.in_(FINAL_STATES)
         )
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return int(connection.scalar(query) or 0)
 
     def states(self, object_id: str) -> list[dict[str, object]]:
         """Return all work rows of one object version."""
         query = select(WORK).where(WORK.c.object_id == object_id).order_by(WORK.c.step)
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001  SQLAlchemy's way
 
     def complete(self, step: str, recipe: str) -> bool:
@@ -59,23 +60,33 @@ class WorkReader:
             .where(OBJECTS.c.state == "live", WORK.c.step == step, WORK.c.recipe == recipe)
             .where(WORK.c.state.not_in(FINAL_STATES))
         )
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return not connection.scalar(open_rows)
 
-    def published_rows(self, recipes: Mapping[str, str]) -> Iterator[tuple[int, str, str, str, str, int | None]]:
-        """Yield (shard, object_id, step, recipe, state, n_rows) of all live versions, by place in the shard.
+    def published_rows(
+        self, recipes: Mapping[str, str]
+    ) -> Iterator[tuple[int, str, str, str, str, str | None, int | None]]:
+        """Yield (shard, object_id, step, recipe, state, reason, n_rows) of all live versions, by place in the shard.
 
         ``n_rows`` is None where there is no result; work that is being done again keeps its earlier one until its end.
         """
         query = (
-            select(OBJECTS.c.shard, WORK.c.object_id, WORK.c.step, WORK.c.recipe, WORK.c.state, WORK.c.n_rows)
+            select(
+                OBJECTS.c.shard,
+                WORK.c.object_id,
+                WORK.c.step,
+                WORK.c.recipe,
+                WORK.c.state,
+                WORK.c.reason,
+                WORK.c.n_rows,
+            )
             .join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id)
             .where(OBJECTS.c.state == "live", these(recipes))
             .order_by(OBJECTS.c.shard, OBJECTS.c.place, WORK.c.step)
         )
-        with self._engine.connect().execution_options(yield_per=_ROWS_AT_ONCE) as connection:
+        with self._reader.connect().execution_options(yield_per=_ROWS_AT_ONCE) as connection:
             for r in connection.execute(query):
-                yield r.shard, r.object_id, r.step, r.recipe, r.state, r.n_rows
+                yield r.shard, r.object_id, r.step, r.recipe, r.state, r.reason, r.n_rows
 
     def of_shard(self, shard: int, recipes: Mapping[str, str]) -> list[tuple[KnownObject, dict[str, object]]]:
         """Return (version, work row) of the live versions of one shard, in order."""
@@ -85,7 +96,7 @@ class WorkReader:
             .where(OBJECTS.c.state == "live", OBJECTS.c.shard == shard, these(recipes))
             .order_by(OBJECTS.c.place, WORK.c.step)
         )
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return [
                 (known_object(row), {name: getattr(row, f"work_{name}") for name in _WORK_FIELDS})
                 for row in connection.execute(query)
@@ -93,7 +104,7 @@ class WorkReader:
 
     def n_open_objects(self, batch_id: str) -> int:
         """Count the object versions of a batch that have work left in it."""
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return int(
                 connection.scalar(select(func.count(WORK.c.object_id.distinct())).where(WORK.c.batch_id == batch_id))
                 or 0
@@ -106,5 +117,5 @@ class WorkReader:
             .join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id)
             .where(OBJECTS.c.state == "live", these(recipes), WORK.c.state.not_in(FINAL_STATES))
         )
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return int(connection.scalar(query) or 0)

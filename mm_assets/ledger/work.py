@@ -8,7 +8,7 @@ is touched by throttling and outages. Only the holder of the latest token may fi
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,10 @@ from sqlalchemy.engine import Connection, Row
 
 from mm_assets.errors import Reason
 from mm_assets.ledger.objects import KnownObject, chunks, known_object
-from mm_assets.ledger.progress import WorkReader, these
+from mm_assets.ledger.progress import FINAL_STATES, WorkReader, these
 from mm_assets.ledger.tables import BATCHES, OBJECTS, WORK
+
+_SUSPECT_CLAIMS = 2  # starts without an end before an object is run alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class WorkBook(WorkReader):
         recipes: Mapping[str, str],
         *,
         needs: Mapping[str, Mapping[str, str]],
+        aliases: Collection[str],
         size: int,
         max_tries: int,
         planner: str,
@@ -121,12 +124,13 @@ class WorkBook(WorkReader):
         ----------
         recipes : the steps (and recipes) that the batches may run
         needs : step → (step → recipe) that must be done before, unless the same batch runs them
+        aliases : the sources there are
         size : object versions in one batch; objects that failed before go eight at a time, on their last try alone
         planner : name of this process, so that batches of a dead one can be freed
         limit : batches made at most
         """
         with self._engine.begin() as connection:
-            ready = self._ready(connection, recipes, needs)
+            ready = self._ready(connection, recipes, needs, aliases, max_tries, size * limit)
             groups = [
                 ("bulk", _cut([o for o, tries in ready if tries == 0], size)),
                 ("bulk", _cut([o for o, tries in ready if 0 < tries < max_tries - 1], min(size, 8))),
@@ -136,9 +140,18 @@ class WorkBook(WorkReader):
             return [self._make(connection, lane, part, recipes, planner) for lane, part in made]
 
     def _ready(
-        self, connection: Connection, recipes: Mapping[str, str], needs: Mapping[str, Mapping[str, str]]
+        self,
+        connection: Connection,
+        recipes: Mapping[str, str],
+        needs: Mapping[str, Mapping[str, str]],
+        aliases: Collection[str],
+        max_tries: int,
+        limit: int,
     ) -> list[tuple[str, int]]:
-        """Return (object_id, most tries so far) of live versions with work that can start now."""
+        """Return (object_id, most tries so far) of live versions with work that can start now.
+
+        An object over which workers died is a suspect: it counts as one on its last try, and so runs alone.
+        """
         blocked = WORK.alias("blocked")
         conditions = []
         for step, recipe in recipes.items():
@@ -150,19 +163,23 @@ class WorkBook(WorkReader):
                     blocked.c.object_id == WORK.c.object_id,
                     blocked.c.step == need,
                     blocked.c.recipe == need_recipe,
-                    blocked.c.state == "done",
+                    blocked.c.state.in_(FINAL_STATES),
                 )
                 condition = and_(condition, done.exists())
             conditions.append(condition)
         query = (
-            select(WORK.c.object_id, func.max(WORK.c.tries))
+            select(WORK.c.object_id, func.max(WORK.c.tries), func.max(WORK.c.claims))
             .join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id)
             .where(WORK.c.state == "wanted", WORK.c.batch_id.is_(None), WORK.c.not_before <= time.time())
-            .where(OBJECTS.c.state == "live", or_(*conditions))
+            .where(OBJECTS.c.state == "live", OBJECTS.c.alias.in_(list(aliases)), or_(*conditions))
             .group_by(WORK.c.object_id, OBJECTS.c.place)
             .order_by(OBJECTS.c.place)
+            .limit(limit)
         )
-        return [(object_id, int(tries)) for object_id, tries in connection.execute(query)]
+        found = connection.execute(query)
+        return [
+            (object_id, max_tries if claims >= _SUSPECT_CLAIMS else int(tries)) for object_id, tries, claims in found
+        ]
 
     def _make(
         self, connection: Connection, lane: str, object_ids: Sequence[str], recipes: Mapping[str, str], planner: str
@@ -190,25 +207,25 @@ class WorkBook(WorkReader):
             .where(OBJECTS.c.object_id.in_(select(WORK.c.object_id).where(WORK.c.batch_id == batch_id)))
             .order_by(OBJECTS.c.place)
         )
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             return [known_object(row) for row in connection.execute(query)]
 
     # -- claims --------------------------------------------------------------------------------------------------
 
-    def claim_batch(self, batch_id: str, owner: str, *, lease_s: float, max_claims: int) -> list[Claim]:
-        """Claim what a batch still has to do; rows claimed too often die as ``crash_loop`` instead.
+    def claim_batch(
+        self, batch_id: str, owner: str, *, recipes: Mapping[str, str], lease_s: float, max_claims: int
+    ) -> list[Claim]:
+        """Claim what a batch still has to do under these recipes; rows begun too often die as ``crash_loop`` instead.
 
         An owner whose name ends like that of an earlier one (the same Dagster run, resumed in another pod) takes over
-        what the earlier one held.
+        what the earlier one held. Rows of other recipes (the code changed since the batch was planned) are left.
         """
-        held_before = and_(WORK.c.state == "claimed", WORK.c.owner.like(f"%/{owner.rpartition('/')[2]}"))
-        mine = and_(WORK.c.batch_id == batch_id, or_(WORK.c.state == "wanted", held_before))
-        return self._claim(mine, owner, lease_s, max_claims)
+        return self._claim(_of_batch(batch_id, owner, recipes), owner, lease_s, max_claims)
 
-    def worn_out(self, batch_id: str, max_claims: int) -> list[Claim]:
-        """Return what the next claim of a batch would give up as ``crash_loop``, so that it can be recorded before."""
-        rows = and_(WORK.c.batch_id == batch_id, WORK.c.state == "wanted", WORK.c.claims >= max_claims)
-        with self._engine.connect() as connection:
+    def worn_out(self, batch_id: str, owner: str, recipes: Mapping[str, str], max_claims: int) -> list[Claim]:
+        """Return what ``claim_batch`` would give up as ``crash_loop``, so that it can be recorded before."""
+        rows = and_(_of_batch(batch_id, owner, recipes), WORK.c.claims >= max_claims)
+        with self._reader.connect() as connection:
             found = list(connection.execute(select(WORK).where(rows)))
             return self._to_claims(connection, found)
 
@@ -289,15 +306,36 @@ class WorkBook(WorkReader):
             WORK.c.token == end.token,
             WORK.c.state == "claimed",
         )
-        tries = WORK.c.tries + int(end.counts_as_try)
-        return bool(connection.execute(update(WORK).where(row).values(**values, tries=tries)).rowcount)
+        # An end of any kind proves that the worker lives: only starts without one count.
+        counters = {"tries": WORK.c.tries + int(end.counts_as_try), "claims": 0}
+        return bool(connection.execute(update(WORK).where(row).values(**values, **counters)).rowcount)
 
     def want_again(self, step: str, recipe: str, object_ids: Sequence[str]) -> None:
-        """Reopen rows whose result is lost or damaged."""
+        """Reopen rows whose result is lost or damaged, with all their tries."""
+        values = {
+            "state": "wanted",
+            "n_rows": None,
+            "tries": 0,
+            "claims": 0,
+            "not_before": 0.0,
+            "changed_at": time.time(),
+        }
         with self._engine.begin() as connection:
             for part in chunks(object_ids):
                 rows = and_(WORK.c.object_id.in_(part), WORK.c.step == step, WORK.c.recipe == recipe)
-                connection.execute(update(WORK).where(rows).values(state="wanted", n_rows=None, changed_at=time.time()))
+                connection.execute(update(WORK).where(rows).values(**values))
+
+    def reopen(self, object_id: str, reason: str) -> None:
+        """Reopen rows that were skipped for a reason which no longer holds."""
+        rows = and_(WORK.c.object_id == object_id, WORK.c.state == "skipped", WORK.c.reason == reason)
+        with self._engine.begin() as connection:
+            connection.execute(update(WORK).where(rows).values(state="wanted", reason=None, changed_at=time.time()))
+
+    def n_unstarted(self) -> int:
+        """Count the planned batches that no run has begun."""
+        query = select(func.count(WORK.c.batch_id.distinct())).where(WORK.c.state == "wanted")
+        with self._reader.connect() as connection:
+            return int(connection.scalar(query) or 0)
 
     def release(self, owner: str) -> int:
         """Give back all claims of an owner that stops in good order; the starts are not counted."""
@@ -309,7 +347,7 @@ class WorkBook(WorkReader):
 
     def release_dead(self, is_dead: Callable[[str], bool]) -> int:
         """Free the claims of owners that are known to be dead."""
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             owners = [
                 row.owner
                 for row in connection.execute(select(WORK.c.owner).where(WORK.c.state == "claimed").distinct())
@@ -327,7 +365,7 @@ class WorkBook(WorkReader):
                 select(WORK.c.batch_id).where(WORK.c.state == "wanted", WORK.c.batch_id.is_not(None))
             )
         )
-        with self._engine.connect() as connection:
+        with self._reader.connect() as connection:
             rows = connection.execute(waiting).all()
         lost = [r.batch_id for r in rows if is_dead(r.planner) or r.created_at < time.time() - older_than_s]
         return sum(self._release(and_(WORK.c.state == "wanted", WORK.c.batch_id.in_(part)), 0) for part in chunks(lost))
@@ -340,6 +378,12 @@ class WorkBook(WorkReader):
         values = {"state": "wanted", "owner": None, "lease_until": None, "batch_id": None, "changed_at": time.time()}
         with self._engine.begin() as connection:
             return connection.execute(update(WORK).where(rows).values(**values, claims=WORK.c.claims + claims)).rowcount
+
+
+def _of_batch(batch_id: str, owner: str, recipes: Mapping[str, str]) -> ColumnElement[bool]:
+    run = owner.rpartition("/")[2]
+    held_before = and_(WORK.c.state == "claimed", WORK.c.owner.endswith(f"/{run}", autoescape=True))
+    return and_(WORK.c.batch_id == batch_id, or_(WORK.c.state == "wanted", held_before), these(recipes))
 
 
 def _cut(items: Sequence[str], size: int) -> list[Sequence[str]]:

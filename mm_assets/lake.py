@@ -4,7 +4,7 @@ Put here: the layout of the lake and its Parquet. Keep out: what the rows mean, 
 (B2 has no conditional write): that is the ledger's.
 
     results/{step}/{recipe}/{object_id[:2]}/{object_id}.parquet     one file = one result = the commit
-    judgements/{name}/{generation}/{batch_id}.parquet               on arrival, folded into the tables later
+    judgements/{name}/{generation}/{batch_id}.parquet               on arrival; a publish derives the same rows again
     tables/{table}/shard={n}/part-0.parquet                         what analysts read with a glob
     {kind}/{name}/{generation}/… · current.json                     indexes, models, baselines, taxonomies
     dead_letters/{object_id}/{step}.json · reports/… · lake.json

@@ -43,7 +43,7 @@ class Judge:
         }
 
     def write(self) -> None:
-        """Write the batch's judgements, one file for each kind; the next publish folds them into the tables."""
+        """Write the batch's judgements, one file for each kind, for who cannot wait for the next publish."""
         for name, tables in self._rows.items():
             rows = pa.concat_tables(tables) if tables else None
             if rows is not None and rows.num_rows:

@@ -210,7 +210,7 @@ class Extractor(ABC):
 
 def _require_unit(column: pa.ChunkedArray) -> None:
     """Raise ObjectError for vectors that are not finite or not of length 1: one would spoil the index for all."""
-    matrix = np.asarray(column.combine_chunks().flatten(), np.float32).reshape(len(column), -1)
+    matrix = np.asarray(column.combine_chunks().flatten(), np.float32).reshape(-1, column.type.list_size)
     if not np.all(np.abs(np.linalg.norm(matrix, axis=1) - 1) <= _UNIT_TOLERANCE):
         raise ObjectError(Reason.MODEL_ERROR, "the model gave a vector that is not finite or not of length 1")
 

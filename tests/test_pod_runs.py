@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from kube_server import KubeServer
 from places import Place
 
 from mm_assets.ledger import Batch
+from mm_assets.resources.workspace import open_workspace
+from mm_assets.settings import load_settings
 
 pytestmark = pytest.mark.slow
 PROGRAMS = Path(sys.executable).parent
@@ -106,8 +109,10 @@ def cluster(make_workspace: Callable[..., Place], tmp_path: Path) -> Iterator[Cl
             "telemetry": {"enabled": False},
         }
         (home / "dagster.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        with dg.DagsterInstance.from_config(str(home)) as instance:
-            yield Cluster(server, Driver(place, instance, place.open()), environment)
+        # The pod's process opens the real workspace, so what is planned must have its recipes.
+        workspace = open_workspace(load_settings(place.config_file))
+        with closing(workspace), dg.DagsterInstance.from_config(str(home)) as instance:
+            yield Cluster(server, Driver(place, instance, workspace), environment)
 
 
 def test_run_goes_through_a_pod(cluster: Cluster) -> None:

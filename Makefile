@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEMO_OUT ?= demo/out
 
+SOAK ?= --seconds 600 --objects 10000
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check dev lock clean programs
+.PHONY: help demo test check faults mutations soak postgres-test dev lock clean programs server-programs
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(STAMP): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or name one with make PYTHON=..."; exit 1; }
@@ -21,6 +23,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 programs:
 	@scripts/install_programs.sh
+
+server-programs:
+	@scripts/install_programs.sh postgresql
 
 demo: $(STAMP) programs  ## install everything and run the main job on the demo media, offline
 	$(BIN)/mm demo --out $(DEMO_OUT)
@@ -35,6 +40,18 @@ check: $(STAMP)  ## lint, format, types, import contracts, documentation
 	$(BIN)/lint-imports
 	$(BIN)/interrogate -q mm_assets jobs sensors tests scripts
 	$(BIN)/python scripts/generate_docs.py --check
+
+faults: $(STAMP) programs server-programs  ## the faults of docs/guarantees.md by number, on moto and rclone, SQLite and PostgreSQL
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
+
+mutations: $(STAMP) programs  ## plant protocol bugs in a copy of the code: each must be caught by a test
+	$(BIN)/python scripts/mutations.py
+
+soak: $(STAMP) programs  ## kill workers at random for ten minutes over 10,000 objects, then compare everything
+	$(BIN)/python tests/soak/run.py $(SOAK)
+
+postgres-test: $(STAMP) programs server-programs  ## the tests with the ledger on a real PostgreSQL
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ledger postgresql
 
 dev: $(STAMP)  ## Dagster's UI with the daemon, on the settings in this folder (or of MM_ASSETS_CONFIG)
 	@scripts/dev.sh

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm_assets.assets.collection import judgement_tables, tables
+from mm_assets.assets.dead_letters import dead_letters_are_few
 from mm_assets.errors import SchemaError
 from mm_assets.flows.generations import SPACES, load_index
 from mm_assets.flows.publishing import STATES, shown_recipes, step_table
@@ -127,4 +128,5 @@ CHECKS = [
     _build_id_check(judgement_tables, judged=True),
     vectors_are_unit,
     index_rows_are_live_rows,
+    dead_letters_are_few,
 ]

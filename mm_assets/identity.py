@@ -16,6 +16,8 @@ _KEPT_PREFIX_BYTES = 200
 # Controls do not display, "%" is the escape itself, the others are syntax in Dagster's range and multi-partition
 # selections ("[a...b],c", "x|y").
 _ESCAPED = re.compile(r"[\x00-\x1f\x7f-\x9f%,\[\]|]|\.(?=\.\.)|(?<=\.)\.(?=\.)|(?<=\.\.)\.")
+_SUSPECT = re.compile(r"[\x00-\x1f\x7f-\x9f%,\[\]|]")  # almost no key holds one, and this finds that out faster
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _LOOKS_SHORTENED = re.compile(r"~[0-9a-f]{32}$")  # a key that ends like a shortened one is shortened, too
 _ESCAPED_IN_ETAG = re.compile(r"[\x00-\x1f\x7f-\x9f%,\[\]|/@]")
 
@@ -48,7 +50,7 @@ class ObjectVersion:
 
     def __post_init__(self) -> None:
         """Refuse keys that no database can hold; a retry cannot help."""
-        if "\x00" in self.key or any("\ud800" <= char <= "\udfff" for char in self.key):
+        if _UNSTORABLE.search(self.key):
             raise ObjectError(
                 Reason.POLICY, "key holds NUL or a lone surrogate and cannot be stored; rename the object"
             )
@@ -56,17 +58,16 @@ class ObjectVersion:
     @property
     def object_id(self) -> str:
         """First 32 hex digits of SHA-256 over the length-prefixed parts (so 'a|b/c' has one reading)."""
-        digest = hashlib.sha256()
         parts = (self.alias, self.key, self.etag, *([self.version_id] if self.version_id else []))
-        for part in parts:
-            raw = part.encode("utf-8")
-            digest.update(len(raw).to_bytes(4, "big") + raw)
-        return digest.hexdigest()[:32]
+        raw_parts = [part.encode("utf-8") for part in parts]
+        framed = b"".join([len(raw).to_bytes(4, "big") + raw for raw in raw_parts])
+        return hashlib.sha256(framed).hexdigest()[:32]
 
     @property
     def partition_key(self) -> str:
         """``alias/key/etag[@version]``, readable, at most 1,500 bytes; unique like ``object_id``."""
-        key = _ESCAPED.sub(_percent, self.key)
+        is_plain = "..." not in self.key and not _SUSPECT.search(self.key)
+        key = self.key if is_plain else _ESCAPED.sub(_percent, self.key)
         tail = _ESCAPED_IN_ETAG.sub(_percent, self.etag)
         if self.version_id:
             tail += "@" + _ESCAPED_IN_ETAG.sub(_percent, self.version_id)

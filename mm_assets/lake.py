@@ -6,12 +6,16 @@ Put here: the layout of the lake and its Parquet. Keep out: what the rows mean, 
     results/{step}/{recipe}/{object_id[:2]}/{object_id}.parquet     one file = one result = the commit
     judgements/{name}/{generation}/{batch_id}.parquet               on arrival; a publish derives the same rows again
     tables/{table}/shard={n}/part-0.parquet                         what analysts read with a glob
+    tables/published.json                                           step → recipe that the tables show
     {kind}/{name}/{generation}/… · current.json                     indexes, models, baselines, taxonomies
     dead_letters/{object_id}/{step}.json · reports/… · lake.json
+    erasures/{object_id}.json · receipts/{digest}.parquet           what may not come back, and what was removed
+    receipts/open/{digest}.parquet                                  what is about to be removed
 """
 
 import io
 import json
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +25,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mm_assets.buckets.base import ObjectNotFoundError, Store
+from mm_assets.buckets.base import ObjectNotFoundError, Store, StoredObject
+from mm_assets.errors import ConfigError
 from mm_assets.schemas import Table, check_schema
 
 PROVENANCE = b"mm_assets"
 _READ_THREADS = 8
 _ROWS_PER_GROUP = 64  # results hold images: a small group keeps readers' memory flat
+_SHARD_KEY = re.compile(r"tables/(?P<table>[^/]+)/shard=(?P<shard>\d{1,9})/part-0\.parquet")
+_RESULT_KEY = re.compile(r"results/(?P<step>[^/]+)/(?P<recipe>[^/]+)/[0-9a-f]{2}/(?P<object_id>[0-9a-f]{32})\.parquet")
+_DEAD_LETTER_KEY = re.compile(r"dead_letters/(?P<object_id>[0-9a-f]{32})/(?P<step>[^/]+)\.json")
 
 
 class Lake:
@@ -41,13 +49,20 @@ class Lake:
         return self.store.uri
 
     def lake_id(self) -> str:
-        """Return the lake's id, made at first use."""
-        try:
-            return str(json.loads(self.store.read("lake.json"))["lake_id"])
-        except ObjectNotFoundError:
-            lake_id = uuid.uuid4().hex
-            self.store.put("lake.json", _to_json({"lake_id": lake_id, "layout": 1}))
-            return lake_id
+        """Return the lake's id; raises ConfigError where nothing was ever written."""
+        found = self._read_json("lake.json")
+        if found is None:
+            msg = f"{self.uri} holds no lake; correct `lake.uri`, or run `mm ingest` first"
+            raise ConfigError(msg)
+        return str(found["lake_id"])
+
+    def make_id(self) -> str:
+        """Return the lake's id, made at first use; for those who write."""
+        found = self._read_json("lake.json")
+        if found is None:
+            found = {"lake_id": uuid.uuid4().hex, "layout": 1}
+            self.store.put("lake.json", _to_json(found))
+        return str(found["lake_id"])
 
     # -- results -------------------------------------------------------------------------------------------------
 
@@ -100,13 +115,25 @@ class Lake:
 
     def _read_result(self, step: str, recipe: str, object_id: str, columns: Sequence[str]) -> pa.Table | None:
         try:
-            return self._read_columns(self.result_key(step, recipe, object_id), columns)
+            return self.read_columns(self.result_key(step, recipe, object_id), columns)
         except ObjectNotFoundError:
             return None
 
-    def _read_columns(self, key: str, columns: Sequence[str] | None) -> pa.Table:
+    def read_columns(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read a Parquet file; raises ObjectNotFoundError."""
         with RangeFile(self.store, key) as file:
             return pq.read_table(file, columns=list(columns) if columns else None, partitioning=None)
+
+    def recipes(self) -> Iterator[tuple[str, str]]:
+        """Yield each (step, recipe) that has results; one listing call for each, however many results there are."""
+        after = ""
+        while found := self.store.list_page(after=after, limit=1, prefix="results/").objects:
+            key = found[0].key
+            result = parse_result_key(key)
+            if result is not None:
+                yield result[:2]
+            # "0" follows "/": the next key after all those of this recipe.
+            after = f"results/{result[0]}/{result[1]}0" if result else key
 
     # -- tables --------------------------------------------------------------------------------------------------
 
@@ -115,25 +142,38 @@ class Lake:
         """Key of the published file of one shard."""
         return f"tables/{table}/shard={shard}/part-0.parquet"
 
-    def write_shard(self, table: Table, shard: int, rows: pa.Table, dim: int | None) -> None:
+    def write_shard(self, table: Table, shard: int, rows: pa.Table, dim: int | None, fingerprint: str) -> None:
         """Publish one shard of a table; readers see the old or the new file, never a mixture."""
         check_schema(table.name, table.published_schema(dim), rows.schema)
-        self.store.put(
-            self.shard_key(table.name, shard), to_parquet(rows, {"table": table.name}, rows_per_group=65_536)
-        )
+        made_of = {"table": table.name, "fingerprint": fingerprint}
+        self.store.put(self.shard_key(table.name, shard), to_parquet(rows, made_of, rows_per_group=65_536))
+
+    def describe_shard(self, table: str, shard: int) -> tuple[str, int] | None:
+        """Return fingerprint and number of rows of a published shard from its footer; None where there is none."""
+        try:
+            with RangeFile(self.store, self.shard_key(table, shard)) as file:
+                footer = pq.read_metadata(file)
+        except ObjectNotFoundError:
+            return None
+        made_of = json.loads((footer.metadata or {}).get(PROVENANCE, b"{}"))
+        return str(made_of.get("fingerprint", "")), int(footer.num_rows)
 
     def read_shard(self, table: str, shard: int, columns: Sequence[str] | None = None) -> pa.Table | None:
         """Read a published shard; None where there is none."""
         try:
-            return self._read_columns(self.shard_key(table, shard), columns)
+            return self.read_columns(self.shard_key(table, shard), columns)
         except ObjectNotFoundError:
             return None
 
+    def shard_files(self, table: str = "") -> set[tuple[str, int]]:
+        """List the published files as (table, shard), of one table or of all."""
+        prefix = f"tables/{table}/" if table else "tables/"
+        found = (_SHARD_KEY.fullmatch(stored.key) for stored in self.walk(prefix))
+        return {(match["table"], int(match["shard"])) for match in found if match}
+
     def shards(self, table: str) -> list[int]:
         """List the published shards of a table."""
-        prefix = f"tables/{table}/"
-        names = {stored.key[len(prefix) :].partition("/")[0] for stored in self.walk(prefix)}
-        return sorted(int(name.removeprefix("shard=")) for name in names if name.startswith("shard="))
+        return sorted(shard for _, shard in self.shard_files(table))
 
     def read_table(self, table: str, columns: Sequence[str] | None = None) -> pa.Table | None:
         """Read a whole published table; None where nothing is published."""
@@ -143,9 +183,13 @@ class Lake:
         # An empty shard may still have the vectors' former dimension.
         return pa.concat_tables([part for part in found if part.num_rows] or found[:1]) if found else None
 
-    def remove_shard(self, table: str, shard: int) -> None:
-        """Withdraw a shard that has no live object any more."""
-        self.store.delete(self.shard_key(table, shard))
+    def write_published(self, recipes: Mapping[str, str]) -> None:
+        """Note which recipes the tables show, for who has lost the ledger."""
+        self.store.put("tables/published.json", _to_json(recipes))
+
+    def published(self) -> dict[str, str]:
+        """Return step → recipe that the tables show."""
+        return self._read_json("tables/published.json") or {}
 
     # -- generations ---------------------------------------------------------------------------------------------
 
@@ -166,11 +210,7 @@ class Lake:
 
     def current_generation(self, name: str) -> dict[str, Any] | None:
         """Return the manifest that the pointer in the lake names."""
-        try:
-            manifest: dict[str, Any] = json.loads(self.store.read(f"{name}/current.json"))
-        except ObjectNotFoundError:
-            return None
-        return manifest
+        return self._read_json(f"{name}/current.json")
 
     # -- other records -------------------------------------------------------------------------------------------
 
@@ -184,13 +224,34 @@ class Lake:
         """Write a dead letter, before the ledger says dead."""
         self.store.put(f"dead_letters/{object_id}/{step}.json", _to_json(record))
 
+    def read_dead_letter(self, object_id: str, step: str) -> dict[str, Any] | None:
+        """Read a dead letter; None where there is none."""
+        return self._read_json(f"dead_letters/{object_id}/{step}.json")
+
+    def dead_letters(self, object_id: str = "") -> Iterator[tuple[str, str, StoredObject]]:
+        """Yield (object_id, step, file) of all dead letters, or of one version's, in the order of their ids."""
+        prefix = f"dead_letters/{object_id}/" if object_id else "dead_letters/"
+        for stored in self.walk(prefix):
+            match = _DEAD_LETTER_KEY.fullmatch(stored.key)
+            if match:
+                yield match["object_id"], match["step"], stored
+
+    def write_erasure(self, object_id: str, erased_at: float) -> None:
+        """Note that this version may never come back; its key is not told."""
+        self.store.put(f"erasures/{object_id}.json", _to_json({"object_id": object_id, "erased_at": erased_at}))
+
+    def erasures(self) -> Iterator[str]:
+        """Yield the ids of the versions that were erased."""
+        for stored in self.walk("erasures/"):
+            yield stored.key.removeprefix("erasures/").removesuffix(".json")
+
     def write_report(self, name: str, data: bytes) -> str:
         """Write a report; returns its key."""
         key = f"reports/{name}"
         self.store.put(key, data)
         return key
 
-    def walk(self, prefix: str = "") -> Iterator[Any]:
+    def walk(self, prefix: str = "") -> Iterator[StoredObject]:
         """List everything below a prefix."""
         after: str | None = ""
         while after is not None:
@@ -198,18 +259,29 @@ class Lake:
             yield from page.objects
             after = page.next_after
 
+    def _read_json(self, key: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(self.store.read(key))
+        except ObjectNotFoundError:
+            return None
+        return found
+
 
 class RangeFile(io.RawIOBase):
     """A stored object as a seekable file that fetches only what is asked for.
 
     Parquet keeps its index at the end and its columns apart, so the few small columns of a file full of images
     cost a few small reads.
+
+    Parameters
+    ----------
+    stored : what a listing said of it; saves a request
     """
 
-    def __init__(self, store: Store, key: str) -> None:
+    def __init__(self, store: Store, key: str, stored: StoredObject | None = None) -> None:
         super().__init__()
         self._store, self._key, self._at = store, key, 0
-        stored = store.head(key)
+        stored = stored or store.head(key)
         self._size, self._etag = stored.size_bytes, stored.etag
 
     def readable(self) -> bool:
@@ -246,6 +318,12 @@ class RangeFile(io.RawIOBase):
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+def parse_result_key(key: str) -> tuple[str, str, str] | None:
+    """Return (step, recipe, object_id) of a result's key; None for what is none of ours."""
+    match = _RESULT_KEY.fullmatch(key)
+    return (match["step"], match["recipe"], match["object_id"]) if match else None
 
 
 def to_parquet(rows: pa.Table, provenance: Mapping[str, Any], *, rows_per_group: int = _ROWS_PER_GROUP) -> bytes:

@@ -88,6 +88,12 @@ class SourceSettings(Location):
     min_object_bytes: int = Field(0, ge=0, description="smaller objects are skipped")
     max_object_bytes: int = Field(5 * 1024 * MIB, gt=0, description="larger objects are skipped as too_large")
     steps: tuple[str, ...] = Field(STEP_TABLES, description="steps to run on this source")
+    uploads: bool = Field(False, description="let `mm serve` write uploaded objects into this source")
+    max_list_calls_per_day: int | None = Field(
+        None,
+        ge=1,
+        description="listing calls a day (GMT); default: 2,000 on Backblaze B2, which bills them, else no limit",
+    )
 
     @model_validator(mode="after")
     def _fill_and_check(self) -> "SourceSettings":
@@ -154,6 +160,7 @@ class RunSettings(_Section):
     max_tries: int = Field(3, ge=1, description="tries for faults that the object caused and a retry may mend")
     max_claims: int = Field(8, ge=1, description="deaths of the worker before an object is given up as crash_loop")
     lease_s: float = Field(900, gt=0, description="a claim older than this, not renewed, is free again")
+    dead_letter_alarm: int = Field(100, ge=0, description="more dead letters than this fail the asset check")
     max_live_partitions: int = Field(50_000, ge=100, description="done keys beyond this leave Dagster, not the ledger")
 
 
@@ -178,6 +185,69 @@ class KubernetesSettings(_Section):
     split_by_device: bool = Field(False, description="decode and OCR on CPU pods, models on GPU pods")
 
 
+class SqsQueue(_Section):
+    """A queue of Amazon SQS that a bucket's events go to, directly or through SNS or EventBridge."""
+
+    queue_url: str = Field(description="URL of the queue")
+    region: str | None = Field(None, description="AWS region")
+    endpoint_url: str | None = Field(None, description="endpoint, where it is not Amazon's")
+    profile: str | None = Field(None, description="AWS profile that holds the keys")
+
+
+class R2Queue(_Section):
+    """A Cloudflare queue that an R2 bucket's events go to, pulled over HTTP."""
+
+    account_id: str = Field(description="Cloudflare account")
+    queue_id: str = Field(description="id of the queue; it needs an HTTP pull consumer")
+    api_token: str = Field(
+        description="token with queues read and write; better as an environment variable", repr=False
+    )
+    api_url: str = Field("https://api.cloudflare.com/client/v4", description="Cloudflare's API")
+
+
+class EventSettings(_Section):
+    """Who may tell what changed. Events are hints: each becomes a HEAD, and the listing repairs what they miss."""
+
+    b2_secrets: tuple[str, ...] = Field((), description="signing secrets of Backblaze B2's event rules", repr=False)
+    tigris_tokens: tuple[str, ...] = Field(
+        (), description="what Tigris sends as Bearer token, or user:password of Basic", repr=False
+    )
+    s3_tokens: tuple[str, ...] = Field(
+        (), description="the same for /events/s3: SNS, EventBridge, MinIO, Ceph", repr=False
+    )
+    sqs: tuple[SqsQueue, ...] = Field((), description="queues of Amazon SQS to pull from")
+    r2: tuple[R2Queue, ...] = Field((), description="Cloudflare queues to pull from")
+    b2_api_url: str = Field(
+        "https://api.backblazeb2.com", description="B2's native API, asked whether rules are suspended"
+    )
+    max_body_bytes: int = Field(MIB, gt=0, description="larger deliveries are refused")
+    max_batch: int = Field(50, ge=1, description="deliveries of more events are refused")
+
+    @field_validator("b2_secrets", "tigris_tokens", "s3_tokens")
+    @classmethod
+    def _secrets_are_long(cls, secrets: tuple[str, ...]) -> tuple[str, ...]:
+        if any(len(secret) < 16 for secret in secrets):
+            msg = "use at least 16 characters; a short secret can be guessed"
+            raise ValueError(msg)
+        return secrets
+
+
+class ServeSettings(_Section):
+    """The small server of `mm serve`."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; beyond loopback it needs `serve.api_keys`")
+    port: int = Field(8787, ge=0, le=65_535, description="0 takes a free one")
+    api_keys: tuple[str, ...] = Field((), description="keys for uploads, tasks and metrics (Bearer)", repr=False)
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_are_long(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if any(len(key) < 16 for key in keys):
+            msg = "use at least 16 characters; a short key can be guessed"
+            raise ValueError(msg)
+        return keys
+
+
 class Settings(BaseSettings):
     """Everything a user can set."""
 
@@ -197,6 +267,8 @@ class Settings(BaseSettings):
     media: MediaLimits = MediaLimits()
     runs: RunSettings = RunSettings()
     refresh: RefreshSettings = RefreshSettings()
+    events: EventSettings = EventSettings()
+    serve: ServeSettings = ServeSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
 
     @classmethod

@@ -1,19 +1,43 @@
 #!/bin/sh
-# Make sure that tesseract, the one program that mm_assets calls, is there; install it where that can be done.
+# Make sure that the programs outside Python are there; install what is missing where that can be done.
+#   install_programs.sh              tesseract, the one program that mm_assets calls
+#   install_programs.sh postgresql   the server's binaries as well, for `make postgres-test`; the tests run one of their own
 set -eu
-if command -v tesseract >/dev/null 2>&1; then exit 0; fi
-if command -v apt-get >/dev/null 2>&1; then
+
+has_postgresql() {
+    command -v postgres >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1
+}
+
+install_package() {
+    command -v apt-get >/dev/null 2>&1 || return 1
     sudo=""
     [ "$(id -u)" = 0 ] || sudo="sudo -n"
-    echo "installing tesseract-ocr ..." >&2
-    if $sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends tesseract-ocr >/dev/null; then
-        exit 0
-    fi
-fi
-cat >&2 <<'TEXT'
+    echo "installing $1 ..." >&2
+    $sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "$1" >/dev/null
+}
+
+case "${1:-}" in
+    "" | postgresql) ;;
+    *) echo "usage: $0 [postgresql]" >&2; exit 2 ;;
+esac
+
+failed=0
+command -v tesseract >/dev/null 2>&1 || install_package tesseract-ocr || {
+    failed=1
+    cat >&2 <<'TEXT'
 tesseract is missing and could not be installed from here. It reads text on images (step ocr_text). Install it:
     Debian, Ubuntu   sudo apt-get install tesseract-ocr
     Fedora           sudo dnf install tesseract
     macOS            brew install tesseract
 TEXT
-exit 1
+}
+[ "${1:-}" != postgresql ] || has_postgresql || install_package postgresql || {
+    failed=1
+    cat >&2 <<'TEXT'
+PostgreSQL is missing and could not be installed from here. The tests start a server of their own. Install its binaries:
+    Debian, Ubuntu   sudo apt-get install postgresql
+    Fedora           sudo dnf install postgresql-server
+    macOS            brew install postgresql
+TEXT
+}
+exit $failed

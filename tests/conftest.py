@@ -4,6 +4,7 @@ Put here: workspaces in a temporary folder, and a few media drawn once. Keep out
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,43 @@ import numpy as np
 import pytest
 from media_factory import Clip, noise, write_clip, write_image, write_sound
 from places import Place
+from postgres_server import PostgresMissingError, find_binaries, fresh_database, postgres_server
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a person choose the ledger that all places use."""
+    parser.addoption("--ledger", choices=("sqlite", "postgresql"), default="sqlite", help="database of the ledgers")
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run one PostgreSQL server for the session; tests of it are skipped where it is missing, unless it was asked for."""
+    try:
+        find_binaries()
+    except PostgresMissingError as error:
+        refuse = pytest.fail if request.config.getoption("--ledger") == "postgresql" else pytest.skip
+        refuse(str(error))
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Give the URL of an empty ledger, on SQLite and on PostgreSQL in turn."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'ledger.db'}"
+        return
+    with fresh_database(request.getfixturevalue("postgres")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ledger_of_places(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Put the ledgers of all places on PostgreSQL where that was asked for."""
+    if request.config.getoption("--ledger") == "postgresql":
+        Place.new_database = partial(fresh_database, request.getfixturevalue("postgres"))
+    yield
+    Place.new_database = None
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mm_assets.buckets.traffic import Traffic
 from mm_assets.errors import ObjectError, Reason
 from mm_assets.extractors.base import Extractor, ModelCard, Placement, item_ids
 from mm_assets.extractors.insightface import InsightfaceExtractor
@@ -152,11 +153,12 @@ def open_fake_workspace(settings: Settings, fails_on: str = "", failing_step: st
     taxonomy.parent.mkdir(parents=True, exist_ok=True)
     if not taxonomy.exists():
         taxonomy.write_text(TAXONOMY, encoding="utf-8")
-    lake = Lake(open_store(settings.lake, create=True))
-    sources = {source.alias: open_store(source) for source in settings.sources}
+    traffic = Traffic()
+    lake = Lake(open_store(settings.lake, name="lake", traffic=traffic, create=True))
+    sources = {source.alias: open_store(source, name=source.alias, traffic=traffic) for source in settings.sources}
     pack = Pack("fake", {}, taxonomy)
     extractors = fake_extractors(settings, fails_on, failing_step)
-    return Workspace(settings, Ledger(settings.ledger_location), lake, sources, pack, extractors)
+    return Workspace(settings, Ledger(settings.ledger_location), lake, sources, pack, extractors, traffic)
 
 
 class FakeWorkspaceResource(WorkspaceResource):

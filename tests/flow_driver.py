@@ -5,7 +5,7 @@ Put here: discover, process, refresh as one call each. Keep out: assertions.
 
 from collections.abc import Sequence
 
-from mm_assets.flows import publishing, refreshing
+from mm_assets.flows import publishing, refreshing, removing
 from mm_assets.flows.discovery import Discovery, discover
 from mm_assets.flows.generations import SPACES
 from mm_assets.flows.planning import free_lost_work, plan_batches
@@ -34,6 +34,7 @@ def refresh(workspace: Workspace) -> None:
     refreshing.build_anomaly_baseline(workspace)
     refreshing.freeze_taxonomy(workspace)
     publishing.publish_judgements(workspace)
+    removing.sweep(workspace)
 
 
 def ingest(workspace: Workspace, alias: str = "source") -> Discovery:

@@ -4,12 +4,15 @@ Put here: laying out files and opening them. Keep out: assertions, and Dagster's
 """
 
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from fakes import FakeWorkspaceResource, open_fake_workspace
+from postgres_server import empty_database
 
 from mm_assets.flows.workspace import Workspace
 from mm_assets.settings import load_settings
@@ -22,11 +25,16 @@ class Place:
     Attributes
     ----------
     media : drawn media to copy from
+    new_database : gives a ledger's URL until it is left; None leaves the ledger to the settings' default, SQLite
     """
+
+    new_database: ClassVar[Callable[[], AbstractContextManager[str]] | None] = None
 
     folder: Path
     media: Path
     _opened: list[Workspace] = field(default_factory=list)
+    _ledgers: dict[str, str] = field(default_factory=dict)
+    _databases: ExitStack = field(default_factory=ExitStack)
 
     @property
     def config_file(self) -> Path:
@@ -46,11 +54,34 @@ class Place:
     def write_settings(self, aliases: tuple[str, ...] = ("source",), **settings: Any) -> None:
         """Write the settings file; keyword arguments are further settings."""
         sources = [{"uri": str(self.folder / alias), "alias": alias} for alias in aliases]
-        values = {"sources": sources, "lake": {"uri": str(self.lake)}, "state": str(self.folder / "state")}
+        values: dict[str, Any] = {
+            "sources": sources,
+            "lake": {"uri": str(self.lake)},
+            "state": str(self.folder / "state"),
+        }
         values |= {"runs": {"decode_workers": 1}} | settings
+        values |= self._ledger_of(values["state"]) if "ledger_url" not in settings else {}
         for alias in aliases:
             (self.folder / alias).mkdir(exist_ok=True)
         self.config_file.write_text(yaml.safe_dump(values), encoding="utf-8")
+
+    def _ledger_of(self, state: str) -> dict[str, str]:
+        """Name the database that belongs to a state folder, as SQLite's file would."""
+        if Place.new_database is None:
+            return {}
+        if state not in self._ledgers:
+            self._ledgers[state] = self._databases.enter_context(Place.new_database())
+        return {"ledger_url": self._ledgers[state]}
+
+    def lose_ledger(self) -> None:
+        """Close what is open and delete the ledger, as an accident would; the next to open it finds an empty one."""
+        self._close_workspaces()
+        settings = load_settings(self.config_file)
+        if settings.ledger_url is None:
+            for file in settings.state.glob("ledger.db*"):
+                file.unlink()
+        else:
+            empty_database(settings.ledger_url)
 
     def add(self, *names: str, source: str = "source") -> None:
         """Copy drawn media into a watched folder."""
@@ -73,5 +104,9 @@ class Place:
 
     def close(self) -> None:
         """Close what was opened."""
-        for workspace in self._opened:
-            workspace.close()
+        self._close_workspaces()
+        self._databases.close()
+
+    def _close_workspaces(self) -> None:
+        while self._opened:
+            self._opened.pop().close()

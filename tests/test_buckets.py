@@ -13,7 +13,7 @@ from s3_server import make_client, moto_server
 
 from mm_assets.buckets.base import HEAD_BYTES, ObjectChangedError, ObjectNotFoundError, Store, StoredObject
 from mm_assets.buckets.local import LocalStore
-from mm_assets.buckets.s3 import S3Store
+from mm_assets.buckets.s3 import Limits, S3Store
 from mm_assets.errors import ConfigError, ObjectError, Reason
 
 HOSTILE_KEYS = {
@@ -204,6 +204,30 @@ def test_listing_honours_after_and_prefix(store: Store) -> None:
     assert both == [k for k in keys if k.startswith("b/c") and k > "b/c."]
 
 
+def test_listing_jumps_over_a_prefix(store: Store) -> None:
+    """``after`` may be the end of a prefix: nothing below it is listed, and what comes next is."""
+    for key in ("a", "lake/tables/x", "lake/é/~", "lake/😀", "lake0", "lakes"):
+        store.put(key, b"")
+    jumped = store.list_page(after="lake/" + chr(0x10FFFF))
+    assert [o.key for o in jumped.objects] == ["lake0", "lakes"]
+
+
+def test_erase_leaves_nothing(store: Store) -> None:
+    """Where no versions are kept, erasing is deleting, of this key alone; once more is no error."""
+    for key in ("a/b", "a/bc"):
+        store.put(key, b"")
+    assert store.erase("a/b")
+    assert store.erase("a/b")
+    assert [o.key for o in list_all(store)] == ["a/bc"]
+
+
+def test_stale_uploads_are_aborted_by_age(store: Store) -> None:
+    """Without leftovers nothing is removed, and no object is ever taken for one."""
+    store.put("a", b"")
+    assert store.abort_stale_uploads(0) == 0
+    assert [o.key for o in list_all(store)] == ["a"]
+
+
 def test_etag_is_the_same_from_every_call(store: Store, tmp_path: Path) -> None:
     """PUT, LIST, HEAD and GET name one version alike, and asking again changes nothing."""
     etag = store.put("a/b", b"one")
@@ -316,11 +340,12 @@ def test_check_accepts_a_good_store(store: Store) -> None:
 
 def test_bucket_uploads_large_files_in_parts(bucket: S3Store, client: Any, tmp_path: Path) -> None:
     """Beyond one PUT a file goes up in parts, and its ETag is the one that HEAD tells."""
-    data = os.urandom(17 << 20)
+    data = os.urandom(33 << 20)
     (tmp_path / "source").write_bytes(data)
-    store = S3Store(client, bucket._bucket, "lake/", server_side_encryption="AES256", max_put_bytes=1 << 20)
+    limits = Limits(max_put_bytes=1 << 20)
+    store = S3Store(client, bucket._bucket, "lake/", server_side_encryption="AES256", limits=limits)
     etag = store.upload("big", tmp_path / "source")
-    assert etag.endswith("-3")  # moto names the number of parts: 8 MiB each
+    assert etag.endswith("-3")  # moto names the number of parts: 16 MiB each
     assert store.head("big").etag == etag
     assert store.download("big", tmp_path / "t").sha256 == hashlib.sha256(data).hexdigest()
     assert client.head_object(Bucket=bucket._bucket, Key="lake/big")["ServerSideEncryption"] == "AES256"

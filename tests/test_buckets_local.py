@@ -1,10 +1,16 @@
 """What a folder does beyond the contract of stores: links, pipes, undecodable names, clocks, leftovers."""
 
 import os
+import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mm_assets.buckets import local, walks
 from mm_assets.buckets.base import ObjectChangedError, ObjectNotFoundError
 from mm_assets.buckets.local import STAGING_FOLDER, LocalStore
 from mm_assets.errors import ConfigError, ObjectError
@@ -119,3 +125,78 @@ def test_local_check_sweeps_what_killed_writers_left(folder: LocalStore) -> None
         os.utime(leftover, (leftover.stat().st_atime - age, leftover.stat().st_mtime - age))
     folder.check(writes=True)
     assert [p.name for p in (folder.folder / STAGING_FOLDER).iterdir()] == ["young"]
+
+
+def test_local_reads_a_large_folder_once_for_all_pages(folder: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of a flat folder cost their own files, not the whole folder each; every file is listed once."""
+    folder.folder.mkdir()
+    names = [f"{number:05d}" for number in range(3_000)]
+    for name in names:
+        (folder.folder / name).touch()
+    later = time.time_ns() + 10**10
+    monkeypatch.setattr(walks.time, "time_ns", lambda: later)
+    scans: list[object] = []
+    scandir = os.scandir
+    monkeypatch.setattr(local.os, "scandir", lambda path: scans.append(path) or scandir(path))
+    assert _list_names(folder, 100) == names
+    assert len(scans) == 1
+    assert _list_names(folder, 100) == names
+    assert len(scans) == 2  # another pass reads it again
+
+
+def test_local_sees_changes_of_a_large_folder_between_pages(
+    folder: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What appears or vanishes behind the cursor of a pass is seen by the same pass, as in a bucket."""
+    folder.folder.mkdir()
+    for number in range(1_500):
+        (folder.folder / f"{number:05d}").touch()
+    later = time.time_ns() + 10**10
+    monkeypatch.setattr(walks.time, "time_ns", lambda: later)
+    first = folder.list_page(limit=100)
+    assert first.next_after is not None
+    (folder.folder / "00700x").touch()
+    (folder.folder / "00701").unlink()
+    rest = [o.key for o in folder.list_page(first.next_after, limit=5_000).objects]
+    assert "00700x" in rest
+    assert "00701" not in rest
+    assert len(rest) == 1_400
+
+
+def _list_names(store: LocalStore, limit: int) -> list[str]:
+    after: str | None = ""
+    keys: list[str] = []
+    while after is not None:
+        page = store.list_page(after, limit)
+        keys += [o.key for o in page.objects]
+        after = page.next_after
+    return keys
+
+
+@given(
+    keys=st.sets(st.lists(st.text("ab-0~", min_size=1, max_size=2), min_size=1, max_size=3).map("/".join), max_size=12),
+    after=st.text("ab-0~/", max_size=5),
+    prefix=st.text("ab-0~/", max_size=4),
+    limit=st.integers(1, 4),
+)
+def test_walk_gives_what_sorting_all_keys_would(keys: set[str], after: str, prefix: str, limit: int) -> None:
+    """Any tree, start and prefix: the walk finds its place by bisection and gives exactly the wanted keys in order."""
+    files = {key for key in keys if not any(other.startswith(key + "/") for other in keys)}
+
+    def scan(folder: bytes) -> Iterator[bytes]:
+        below = {key[len(folder) :] for key in map(str.encode, files) if key.startswith(folder)}
+        yield from {folder + name.partition(b"/")[0] + (b"/" if b"/" in name else b"") for name in below}
+
+    walked = list(islice(walks.Walk(walks.Names(b"/nowhere", scan), after, prefix), limit))
+    assert walked == sorted((k for k in files if k > after and k.startswith(prefix)), key=str.encode)[:limit]
+
+
+def test_local_abort_removes_staged_files_by_age(folder: LocalStore) -> None:
+    """What killed writers left goes when it is old enough; objects stay."""
+    folder.put("k", b"")
+    leftover = folder.folder / STAGING_FOLDER / "left"
+    leftover.touch()
+    assert folder.abort_stale_uploads(60) == 0
+    os.utime(leftover, (0, 0))
+    assert folder.abort_stale_uploads(60) == 1
+    assert [o.key for o in folder.list_page().objects] == ["k"]

@@ -1,7 +1,12 @@
 """Processing: one read, blame on one object, nothing twice, nothing lost."""
 
+import os
+import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from flow_driver import column, ingest, plan, process, refresh
 
+from mm_assets.buckets.base import DailyCapError
 from mm_assets.errors import ConfigError, ServiceError
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.extracting import SystemicFailure
@@ -16,6 +22,7 @@ from mm_assets.flows.processing import ObjectEnd, process_batch
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import read_provenance
 from mm_assets.ledger import Claim
+from mm_assets.media.guard import MediaWorker
 
 ALL = (*(f"picture{n}.png" for n in range(3)), "clip.mp4", "sound.wav", "broken.png", "notes.txt")
 
@@ -400,4 +407,194 @@ def test_outages_are_no_crash_loop(counted: Callable[..., Any], monkeypatch: pyt
     store.failing = None
     process(workspace)
 
+    assert _states(workspace, "picture0.png")["faces"] == ("done", None)
+
+
+# -- what is no object's fault ---------------------------------------------------------------------------------------
+
+
+def _rows(workspace: Workspace, key: str) -> list[dict[str, Any]]:
+    [known] = workspace.ledger.objects.find(key)
+    return workspace.ledger.work.states(known.object_id)
+
+
+def test_a_lake_that_takes_nothing_stops_the_run(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends at the first write, not after every object; all is given back, and no try or start is burnt."""
+    workspace = make_workspace(*(f"picture{n}.png" for n in range(6))).open()
+    discover(workspace, "source")
+    n_refused = 0
+
+    def refuse(*_: Any) -> str:
+        nonlocal n_refused
+        n_refused += 1
+        msg = "the lake is down"
+        raise ServiceError(msg)
+
+    monkeypatch.setattr(workspace.lake.store, "put", refuse)
+    with pytest.raises(ServiceError, match="the lake is down"):
+        process(workspace)
+
+    assert n_refused <= 4  # those that were being prepared at that moment
+    found = [row for n in range(6) for row in _rows(workspace, f"picture{n}.png")]
+    assert {(row["state"], row["tries"], row["claims"]) for row in found} == {("wanted", 0, 0)}
+
+
+@pytest.mark.fault(8)
+def test_a_used_up_cap_pauses_its_source_and_no_other(
+    counted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The objects wait until the reset without a try, the source is paused, and it is asked once and not again."""
+    workspace, store = counted(*(f"picture{n}.png" for n in range(4)))
+    discover(workspace, "source")
+    resets_at, asked = time.time() + 3_600, []
+
+    def refuse(key: str, *_: Any, **__: Any) -> Any:
+        asked.append(key)
+        raise DailyCapError(message="cap exceeded", resets_at=resets_at)
+
+    monkeypatch.setattr(store, "download", refuse)
+    process(workspace)
+
+    assert len(asked) == 1
+    assert workspace.ledger.objects.paused() == {"source": (resets_at, "cap exceeded")}
+    for row in _rows(workspace, "picture3.png"):
+        assert (row["state"], row["reason"], row["tries"], row["claims"]) == ("wanted", "daily_cap", 0, 0)
+        assert abs(row["not_before"] - resets_at) < 5
+
+
+def test_a_used_up_cap_of_the_lake_pauses_all(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the lake every run would end where this one did, so nothing is planned until its reset."""
+    workspace = make_workspace("picture0.png").open()
+    discover(workspace, "source")
+    resets_at = time.time() + 3_600
+
+    def refuse(*_: Any) -> str:
+        raise DailyCapError(message="cap exceeded", resets_at=resets_at)
+
+    monkeypatch.setattr(workspace.lake.store, "put", refuse)
+    with pytest.raises(DailyCapError):
+        process(workspace)
+
+    assert workspace.ledger.objects.paused() == {"source": (resets_at, "the lake: cap exceeded")}
+    assert {row["state"] for row in _rows(workspace, "picture0.png")} == {"wanted"}
+
+
+@pytest.mark.fault(26)
+@pytest.mark.parametrize("fault", ["full", "vanished", "not_a_folder"])
+def test_a_disk_that_fails_is_no_try(
+    make_workspace: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Temporary folder full, gone or unusable: the objects wait, and are done once there is room."""
+    monkeypatch.setattr("mm_assets.flows.ends._SERVICE_WAIT_S", 0.0)
+    workspace = make_workspace("picture0.png", "clip.mp4").open()
+    discover(workspace, "source")
+    folder = tmp_path / "temporary"
+
+    @contextmanager
+    def broken() -> Iterator[Path]:
+        for known in workspace.ledger.objects.find("picture0.png") + workspace.ledger.objects.find("clip.mp4"):
+            if fault == "full":
+                (folder / known.object_id).mkdir(parents=True)
+                (folder / known.object_id / f"{known.object_id}.bin").symlink_to("/dev/full")
+        if fault == "not_a_folder":
+            folder.write_text("in the way", encoding="utf-8")
+        yield folder
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mm_assets.flows.processing.scratch", broken)
+        process(workspace)
+    found = [row for key in ("picture0.png", "clip.mp4") for row in _rows(workspace, key)]
+    assert {(row["state"], row["reason"], row["tries"]) for row in found} == {("wanted", "service", 0)}
+    process(workspace)
+
+    assert _states(workspace, "clip.mp4")["faces"] == ("done", None)
+
+
+def test_damaged_segments_are_made_again(
+    counted: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stored result with a damaged page stops no run: the object is read once more from its source."""
+    monkeypatch.setattr("mm_assets.flows.ends._SERVICE_WAIT_S", 0.0)
+    workspace, _ = counted("clip.mp4")
+    ingest(workspace)
+    [known] = workspace.ledger.objects.find("clip.mp4")
+    file = next((tmp_path / "lake" / "results" / "segments").rglob("*.parquet"))
+    data = bytearray(file.read_bytes())
+    data[4:200] = bytes(196)  # behind the magic number the pages begin
+    file.write_bytes(bytes(data))
+    workspace.ledger.work.want_again("faces", workspace.recipes["faces"], [known.object_id])
+
+    process(workspace)
+    process(workspace)
+
+    assert _states(workspace, "clip.mp4")["segments"] == ("done", None)
+    assert _states(workspace, "clip.mp4")["faces"] == ("done", None)
+    assert pq.read_table(file).num_rows
+
+
+# -- objects that are at fault -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def attacked(folder: Path, number: signal.Signals) -> Iterator[None]:
+    """Send a signal to the process that works in a folder, once there is one."""
+    over = threading.Event()
+
+    def attack() -> None:
+        while not over.wait(0.02):
+            for process_folder in Path("/proc").iterdir():
+                with suppress(OSError):
+                    if process_folder.name.isdigit() and (process_folder / "cwd").readlink() == folder:
+                        os.kill(int(process_folder.name), number)
+                        return
+
+    thread = threading.Thread(target=attack)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.fault(30)
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGKILL, "crashed"), (signal.SIGSEGV, "crashed"), (None, "timeout")]
+)
+def test_a_poison_object_dies_after_three_tries_and_stops_nobody(
+    make_workspace: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals | None,
+    reason: str,
+) -> None:
+    """An object whose decoder is killed, crashes or hangs has three tries; the others of its batch are done at once."""
+    monkeypatch.setattr("mm_assets.flows.ends._BACKOFF_S", 0.0)
+    place = make_workspace("picture0.png", "picture1.png", media={"wall_s": 2.0 if number is None else 60.0})
+    workspace = place.open()
+    discover(workspace, "source")
+    [poison] = workspace.ledger.objects.find("picture1.png")
+    decode = MediaWorker.decode
+
+    def attack(self: MediaWorker, file: Path, folder: Path) -> Any:
+        """Decode; in the poison's place lies a pipe that gives nothing, so that its child waits for what comes."""
+        if file.name != f"{poison.object_id}.bin":
+            return decode(self, file, folder)
+        file.unlink()
+        os.mkfifo(file)
+        if number is None:
+            return decode(self, file, folder)
+        with attacked(folder, number):
+            return decode(self, file, folder)
+
+    monkeypatch.setattr(MediaWorker, "decode", attack)
+    states = []
+    for _ in range(4):
+        process(workspace)
+        states.append(_states(workspace, "picture1.png")["segments"])
+
+    assert states == [("wanted", reason), ("wanted", reason), ("dead", reason), ("dead", reason)]
     assert _states(workspace, "picture0.png")["faces"] == ("done", None)

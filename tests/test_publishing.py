@@ -9,10 +9,13 @@ import pytest
 from fakes import FakeFaces
 from flow_driver import column, ingest, process, refresh
 
+from mm_assets.buckets.local import LocalStore
 from mm_assets.errors import ConfigError
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.publishing import publish_steps, stale_step_shards
-from mm_assets.flows.refreshing import needs_refresh, write_scan_report
+from mm_assets.flows.refreshing import needs_refresh
+from mm_assets.lake import Lake
+from mm_assets.ledger.locks import LockBook
 from mm_assets.retrieval import open_tables
 
 PICTURES = tuple(f"picture{n}.png" for n in range(6))
@@ -202,17 +205,6 @@ def test_a_published_file_that_vanished_comes_back(make_workspace: Callable[...,
     assert len(column(workspace, "segments")) == 2
 
 
-def test_the_report_counts_what_there_is(make_workspace: Callable[..., Any]) -> None:
-    """Every step and state of the live objects is in it."""
-    workspace = make_workspace(*PICTURES[:2], "broken.png").open()
-    ingest(workspace)
-
-    rows = write_scan_report(workspace)["rows"]
-
-    assert {"bucket": "source", "step": None, "state": "live", "reason": None, "n_objects": 3} in rows
-    assert {"bucket": None, "step": "segments", "state": "dead", "reason": "corrupt", "n_objects": 1} in rows
-
-
 def test_before_the_first_publish_questions_get_a_clear_answer(
     make_workspace: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -331,3 +323,78 @@ def test_a_wiped_ledger_keeps_what_is_in_the_lake(make_workspace: Callable[..., 
 
     assert _files(tmp_path / "lake" / "results") == results
     assert len(set(column(workspace, "visual_embeddings"))) == 4
+
+
+def test_a_wiped_ledger_withdraws_shards_that_only_the_lake_knows(
+    make_workspace: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Fewer objects are fewer shards: files of the earlier ledger would show rows twice; not before all is listed."""
+    place = make_workspace(*PICTURES, refresh=SMALL_SHARDS)
+    ingest(place.open())
+    place.lose_ledger()
+    for name in ("picture4.png", "picture5.png"):
+        (place.source / name).unlink()
+    workspace = place.open()
+    publish_steps(workspace)
+    assert (tmp_path / "lake" / "tables" / "faces" / "shard=2").exists()
+
+    ingest(workspace)
+
+    assert {file.parent.name for file in (tmp_path / "lake" / "tables").rglob("*.parquet")} == {"shard=0", "shard=1"}
+    assert len(column(workspace, "faces")) == 4
+
+
+def test_what_an_overtaken_publisher_wrote_is_written_again(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A publisher that slept beyond its lease cannot make its file count."""
+    workspace = make_workspace(*PICTURES[:2]).open()
+    discover(workspace, "source")
+    process(workspace)
+    write = Lake.write_shard
+
+    def write_late(lake: Lake, table: Any, *args: Any) -> None:
+        if table.name == "faces":
+            locks = workspace.ledger.locks
+            locks.release("publish", token_of_sleeper[0])
+            assert locks.take("publish", "another/1/a", 60) is not None
+        write(lake, table, *args)
+
+    token_of_sleeper: list[int] = []
+    take = LockBook.take
+
+    def note_token(book: LockBook, name: str, owner: str, lease_s: float) -> int | None:
+        token = take(book, name, owner, lease_s)
+        token_of_sleeper.append(token or 0)
+        return token
+
+    monkeypatch.setattr(LockBook, "take", note_token)
+    monkeypatch.setattr(Lake, "write_shard", write_late)
+    publish_steps(workspace)
+    monkeypatch.undo()
+
+    stale = stale_step_shards(workspace)
+    assert ("faces", 0) in stale
+    workspace.ledger.locks.release("publish", token_of_sleeper[-1])
+    publish_steps(workspace)
+    assert stale_step_shards(workspace) == {}
+
+
+def test_a_shard_file_says_what_it_was_made_of(make_workspace: Callable[..., Any]) -> None:
+    """Fingerprint and rows are in its footer, the shown recipes beside the tables: enough to rebuild the pointers."""
+    workspace = make_workspace(*PICTURES[:2]).open()
+    ingest(workspace)
+
+    for (table, shard), file in workspace.ledger.catalog.shard_files().items():
+        assert workspace.lake.describe_shard(table, shard) == (file.fingerprint, file.n_rows)
+    assert workspace.lake.published() == workspace.ledger.catalog.published()
+
+
+def test_reading_makes_no_lake(tmp_path: Path) -> None:
+    """Whoever only reads is told that there is nothing, and leaves nothing behind."""
+    lake = Lake(LocalStore(tmp_path / "lake", create=True))
+    with pytest.raises(ConfigError, match="holds no lake"):
+        lake.lake_id()
+    assert not (tmp_path / "lake").exists()
+
+    assert lake.make_id() == lake.make_id() == lake.lake_id()

@@ -1,7 +1,9 @@
 """What the sensors ask for, tick by tick, as the daemon evaluates them; runs are executed where their outcome matters."""
 
+import errno
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dagster as dg
@@ -9,11 +11,14 @@ import pytest
 from dagster_driver import Driver
 from places import Place
 
+from mm_assets.buckets.base import DailyCapError
 from mm_assets.buckets.local import LocalStore
+from mm_assets.ledger.inbox import Hint
 from mm_assets.partitions import hold_keys, retire_keys
 
 MakePlace = Callable[..., Place]
 SENSOR = "bucket_objects_sensor"
+EVENTS = "bucket_events_sensor"
 REFRESH = "refresh_needed_sensor"
 NEVER_S = 1e10
 
@@ -127,7 +132,7 @@ def slow_listing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(LocalStore, "list_page", list_slowly)
     monkeypatch.setattr("mm_assets.flows.discovery._PAGE", 1)
-    monkeypatch.setattr("sensors.bucket_objects._DEADLINE_S", 1.0)
+    monkeypatch.setattr("sensors.bucket_objects._LISTING_S", 1.0)
 
 
 @pytest.mark.usefixtures("slow_listing")
@@ -188,6 +193,141 @@ def test_last_try_of_an_object_is_its_own_red_run(
         "picture1.png": "FAILED",
     }
     assert [path.name for path in driver.place.lake.glob("dead_letters/*/*")] == ["faces.json"]
+
+
+def test_batch_that_has_become_empty_is_no_run(
+    make_workspace: MakePlace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between planning and asking, others may take what a batch held: the tick asks for the rest and does not fail."""
+    from sensors import run_requests
+
+    plan_batches = run_requests.plan_batches
+
+    def plan_and_lose(workspace: Any, *, limit: int) -> Any:
+        planned = plan_batches(workspace, limit=limit)
+        workspace.ledger.work.release_batches([planned["ingest_job"][0].batch_id])
+        return planned
+
+    driver = driver_of(make_workspace(runs={"batch_objects": 1}), instance)
+    write_notes(driver.place, 2)
+    monkeypatch.setattr(run_requests, "plan_batches", plan_and_lose)
+    assert asked_keys(driver, driver.tick(SENSOR)) == ["note001.txt"]
+    monkeypatch.undo()
+    assert asked_keys(driver, driver.tick(SENSOR)) == ["note000.txt"]
+
+
+@pytest.mark.parametrize("seconds", [{"bucket_objects.TICK_S": 0.0}, {"run_requests._LATE_S": -100.0}])
+def test_late_tick_keeps_no_batch(
+    make_workspace: MakePlace,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: dict[str, float],
+) -> None:
+    """What a tick asks for after Dagster gave it up is heard by nobody: its batches are free for the next one."""
+    driver = driver_of(make_workspace(), instance)
+    write_notes(driver.place, 3)
+    with monkeypatch.context() as patch:
+        for name, value in seconds.items():
+            patch.setattr(f"sensors.{name}", value)
+        assert driver.tick(SENSOR).run_requests == []
+    assert driver.workspace.ledger.work.n_unstarted() == 0
+    assert len(asked_keys(driver, driver.tick(SENSOR))) == 3
+
+
+def test_tick_that_fails_keeps_no_batch(
+    make_workspace: MakePlace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Dagster's storage fails in the middle, nothing planned waits for a request that is never made."""
+    driver = driver_of(make_workspace(runs={"batch_objects": 1}), instance)
+    write_notes(driver.place, 3)
+    calls: list[int] = []
+
+    def fail_later(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "no space left")
+        hold_keys(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sensors.run_requests.hold_keys", fail_later)
+        with pytest.raises(OSError, match="no space left"):
+            driver.tick(SENSOR)
+    assert driver.workspace.ledger.work.n_unstarted() == 0
+    assert len(asked_keys(driver, driver.tick(SENSOR))) == 3
+
+
+def test_capped_source_waits_alone(
+    make_workspace: MakePlace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daily cap of one bucket is no failure of the tick, and the other bucket's objects are asked for."""
+    driver = driver_of(make_workspace(aliases=("source", "other")), instance)
+    write_notes(driver.place, 1)
+    write_notes(driver.place, 1, "other")
+    list_page, cap = LocalStore.list_page, DailyCapError("cap exceeded", time.time() + 60)
+
+    def capped(self: LocalStore, **options: Any) -> Any:
+        if self.folder.name == "source":
+            raise cap
+        return list_page(self, **options)
+
+    monkeypatch.setattr(LocalStore, "list_page", capped)
+    [request] = driver.tick(SENSOR).run_requests
+    batch = request.run_config["ops"]["process_batch"]["config"]["batch_id"]
+    assert [known.version.alias for known in driver.workspace.ledger.work.objects_of(batch)] == ["other"]
+    assert driver.workspace.ledger.objects.paused().keys() == {"source"}
+
+
+# -- bucket_events_sensor ----------------------------------------------------------------------------------------------
+
+
+def tell(driver: Driver, *names: str) -> None:
+    """Put a hint for each file into the inbox."""
+    told = time.monotonic_ns()
+    hints = [Hint(f"{told}-{n}", "test", "source", name) for n, name in enumerate(names)]
+    driver.workspace.ledger.inbox.add(hints)
+
+
+def test_event_is_asked_for_at_once(make_workspace: MakePlace, instance: dg.DagsterInstance) -> None:
+    """What an event named is in a run's batch at the same tick, without a listing; the run does the work."""
+    driver = driver_of(make_workspace("picture0.png", "picture1.png"), instance)
+    tell(driver, "picture0.png", "picture0.png", "nothing.png")
+    tick = driver.tick(EVENTS)
+    assert asked_keys(driver, tick) == ["picture0.png"]
+    assert driver.workspace.ledger.objects.scan("source").n_calls == 0
+    assert driver.execute(tick.run_requests[0]).success
+    assert driver.statuses("segments", ["picture0.png"]) == {"picture0.png": "MATERIALIZED"}
+    assert driver.tick(EVENTS).skip_message == "nothing to do (no events wait)"
+
+
+def test_events_that_change_nothing_ask_for_nothing(make_workspace: MakePlace, instance: dg.DagsterInstance) -> None:
+    """A tick says what came of the events where no run follows from them."""
+    driver = driver_of(make_workspace(), instance)
+    write_notes(driver.place, 2)
+    driver.tick(SENSOR)
+    (driver.place.source / "note001.txt").write_text("changed", encoding="utf-8")
+    tell(driver, "note000.txt")
+    assert driver.tick(EVENTS).skip_message == "nothing to do (1 hints, 1 unchanged)"
+
+
+def test_both_sensors_ask_for_an_object_once(make_workspace: MakePlace, instance: dg.DagsterInstance) -> None:
+    """Whichever finds it first, an object is in one batch, and the other sensor has nothing to add."""
+    driver = driver_of(make_workspace(), instance)
+    write_notes(driver.place, 3)
+    tell(driver, "note001.txt")
+    found = [asked_keys(driver, driver.tick(sensor)) for sensor in (EVENTS, SENSOR, EVENTS, SENSOR)]
+    assert found == [["note001.txt"], ["note000.txt", "note002.txt"], [], []]
+
+
+@pytest.mark.fault(18)
+def test_ticks_at_once_ask_for_an_object_once(make_workspace: MakePlace, instance: dg.DagsterInstance) -> None:
+    """Two listing ticks and an events tick at the same time: one lists, and no object is in two batches."""
+    driver = driver_of(make_workspace(runs={"batch_objects": 4}), instance)
+    write_notes(driver.place, 40)
+    tell(driver, *(f"note{n:03}.txt" for n in range(0, 40, 3)))
+    with ThreadPoolExecutor(3) as threads:
+        ticks = list(threads.map(driver.tick, (SENSOR, EVENTS, SENSOR)))
+    ticks.append(driver.tick(SENSOR))
+    assert sorted(key for tick in ticks for key in asked_keys(driver, tick)) == [f"note{n:03}.txt" for n in range(40)]
 
 
 # -- refresh_needed_sensor ---------------------------------------------------------------------------------------------

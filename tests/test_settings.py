@@ -123,3 +123,27 @@ def test_the_state_folder_is_reserved_too(tmp_path: Path) -> None:
     settings = _settings(str(tmp_path), "/elsewhere", state=str(tmp_path / ".mm_assets"))
 
     assert reserved_prefixes(settings.sources[0], settings) == (".mm_assets/",)
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("events", {"b2_secrets": ["short"]}),
+        ("events", {"tigris_tokens": [""]}),
+        ("events", {"s3_tokens": ["x" * 15]}),
+        ("serve", {"api_keys": ["letmein"]}),
+    ],
+)
+def test_secrets_that_can_be_guessed_are_refused(section: str, values: dict[str, list[str]]) -> None:
+    """A secret of fewer than 16 characters is refused."""
+    with pytest.raises(ValueError, match="at least 16 characters"):
+        Settings.model_validate({section: values})
+
+
+def test_secrets_do_not_show_in_the_settings() -> None:
+    """Printing the settings prints no secret."""
+    secret = "0123456789abcdefSECRET"  # noqa: S105  not a secret of anyone
+
+    settings = Settings.model_validate({"events": {"b2_secrets": [secret]}, "serve": {"api_keys": [secret]}})
+
+    assert secret not in repr(settings)

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 
 from mm_assets.extractors.registry import known_steps
-from mm_assets.flows import publishing, refreshing
+from mm_assets.flows import publishing, refreshing, reporting
 from mm_assets.flows.generations import SPACES
 from mm_assets.flows.recipes import DECODING_STEPS
 from mm_assets.flows.workspace import Workspace
@@ -158,7 +158,7 @@ def judgement_tables(context: dg.AssetExecutionContext, workspace: WorkspaceReso
 def scan_report(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """One row per source, step, state and reason; refreshed with the tables."""
     with workspace.open(check=False) as opened:
-        report = refreshing.write_scan_report(opened)
+        report = reporting.write_scan_report(opened)
     lines = [
         f"| {r['bucket'] or r['step']} | {r['state']} | {r['reason'] or ''} | {r['n_objects']} |"
         for r in report["rows"]

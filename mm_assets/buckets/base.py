@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from mm_assets.errors import ServiceError
+
 HEAD_BYTES = 4_096
 
 
@@ -70,11 +72,33 @@ class ObjectChangedError(Exception):
     """The object's ETag is no longer the one asked for; the next discovery finds the new version."""
 
 
+class DailyCapError(ServiceError):
+    """The account's cap for today is used up: this bucket waits, others go on; no retry helps before ``resets_at``.
+
+    Attributes
+    ----------
+    resets_at : seconds since the epoch; the next 00:00 GMT
+    """
+
+    def __init__(self, message: str, resets_at: float) -> None:
+        super().__init__(message)
+        self.resets_at = resets_at
+
+    def __reduce__(self) -> tuple[type["DailyCapError"], tuple[str, float]]:
+        """Rebuild from both arguments, so that the error crosses process borders."""
+        return type(self), (str(self), self.resets_at)
+
+
+class BreakerOpenError(ServiceError):
+    """A bucket failed so often in a row that it is not asked for now; said at once, without a request."""
+
+
 class Store(Protocol):
     """Objects by raw key below a prefix.
 
-    All calls raise ``ServiceError`` after their own retries where the service fails, and ``ConfigError`` where
-    rights, keys or names are wrong. Safe to use from several threads.
+    All calls raise ``ServiceError`` after their own retries where the service fails (``DailyCapError`` and
+    ``BreakerOpenError`` at once), and ``ConfigError`` where rights, keys or names are wrong. Safe to use from several
+    threads.
     """
 
     uri: str
@@ -87,7 +111,10 @@ class Store(Protocol):
         ...
 
     def list_page(self, after: str = "", limit: int = 1_000, prefix: str = "") -> Page:
-        """List objects whose key starts with ``prefix`` and comes after ``after``; fewer than ``limit`` is not the end."""
+        """List objects whose key starts with ``prefix`` and comes after ``after``; fewer than ``limit`` is not the end.
+
+        ``after`` need not be a key: ``"lake/" + chr(0x10FFFF)`` jumps over everything below ``lake/``.
+        """
         ...
 
     def head(self, key: str) -> StoredObject:
@@ -126,4 +153,15 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove one object; removing what is not there is no error."""
+        ...
+
+    def erase(self, key: str, *, keep_current: bool = False) -> bool:
+        """Remove one object and all of its old versions; with ``keep_current`` the old versions alone.
+
+        Returns True when no version is left, False when the service keeps or may keep one that is only hidden.
+        """
+        ...
+
+    def abort_stale_uploads(self, older_than_s: float) -> int:
+        """Remove unfinished uploads begun longer ago than this, which killed writers left; returns how many."""
         ...

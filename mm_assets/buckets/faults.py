@@ -4,6 +4,7 @@ Put here: the one table from botocore's errors to ours. Keep out: trying again, 
 """
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,9 +22,9 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-from mm_assets.buckets.base import ObjectChangedError, ObjectNotFoundError
+from mm_assets.buckets.base import DailyCapError, ObjectChangedError, ObjectNotFoundError
 from mm_assets.buckets.retry import TransientError, parse_retry_after
-from mm_assets.errors import ConfigError, ObjectError, Reason, ServiceError
+from mm_assets.errors import ConfigError, ObjectError, Reason
 
 _BROKEN_EXCHANGES = (
     ConnectError,
@@ -47,7 +48,7 @@ _TRANSIENT_CODES = {
     "ThrottlingException",
     "TooManyRequests",
 }
-_ABSENT_CODES = {"404", "NoSuchKey", "NotFound"}
+_ABSENT_CODES = {"404", "NoSuchKey", "NoSuchUpload", "NoSuchVersion", "NotFound"}
 _OBJECT_CODES = {
     "InvalidObjectName": "the service does not take this key; store the object under another one",
     "InvalidObjectState": "the object is archived; restore it to a storage class that can be read",
@@ -74,6 +75,11 @@ _CONFIG_HINTS = {
 _OTHER_HINT = "check endpoint_url, region, bucket and the key's rights; `mm doctor` tries them"
 # A word, not a part of one: refusals speak of "capabilities" too.
 _CAP = re.compile(r"(?:\b|_)caps?(?:\b|_)", re.IGNORECASE)
+_DAY_S = 86_400
+
+
+class SilentRefusalError(ConfigError):
+    """A 403 whose body is not sent (to HEAD), so that a missing right and a used-up cap look alike."""
 
 
 @contextmanager
@@ -93,6 +99,11 @@ def translated(doing: str) -> Iterator[None]:
         raise ConfigError(msg) from error
 
 
+def next_midnight(now: float) -> float:
+    """Return the next 00:00 GMT after ``now``, both in seconds since the epoch."""
+    return (now // _DAY_S + 1) * _DAY_S
+
+
 def _from_answer(error: ClientError, doing: str) -> Exception:
     code, message = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
     about = error.response.get("ResponseMetadata", {})
@@ -105,7 +116,9 @@ def _from_answer(error: ClientError, doing: str) -> Exception:
     if code in _OBJECT_CODES:
         return ObjectError(Reason.POLICY, f"{said}; {_OBJECT_CODES[code]}")
     if status == 403 and _CAP.search(f"{code} {message}"):
-        return ServiceError(f"{said}; the account's daily cap is used up: it resets at 00:00 GMT, or raise it")
+        msg = f"{said}; the account's daily cap is used up: it resets at 00:00 GMT, or raise it"
+        return DailyCapError(msg, next_midnight(time.time()))
     if status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
         return TransientError(said, parse_retry_after(about.get("HTTPHeaders", {}).get("retry-after")))
-    return ConfigError(f"{said}; {_CONFIG_HINTS.get(code, _OTHER_HINT)}")
+    kind = SilentRefusalError if code == "403" else ConfigError
+    return kind(f"{said}; {_CONFIG_HINTS.get(code, _OTHER_HINT)}")

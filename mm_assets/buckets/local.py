@@ -27,6 +27,7 @@ from uuid import uuid4
 
 from mm_assets.buckets.base import Download, ObjectChangedError, ObjectNotFoundError, Page, StoredObject
 from mm_assets.buckets.streams import save_stream
+from mm_assets.buckets.walks import Names, Walk
 from mm_assets.errors import ConfigError, MmAssetsError, ObjectError, Reason, ServiceError
 from mm_assets.identity import normalize_etag, short_hash
 
@@ -58,6 +59,7 @@ class LocalStore:
     def __init__(self, folder: Path, uri: str = "", *, create: bool = False) -> None:
         self.folder = Path(os.path.realpath(folder))
         self._create = create
+        self._names = Names(os.fsencode(self.folder), self._scan)
         self.uri = uri or str(folder)
 
     def check(self, *, writes: bool = False) -> None:
@@ -67,21 +69,22 @@ class LocalStore:
                 next(self._scan(b""), None)
         if writes:
             with self._translated(is_write=True):
-                self._sweep()
+                self.abort_stale_uploads(_STALE_STAGING_S)
                 self._stage().unlink()
 
     def list_page(self, after: str = "", limit: int = 1_000, prefix: str = "") -> Page:
         """List files in the order of their keys' bytes.
 
-        Costs one scan of each folder on the way and one ``lstat`` for each file returned; with very many files in one
-        folder, ask for larger pages.
+        Costs one ``lstat`` for each file returned and one scan of each folder on the way; large folders are scanned
+        again only when they changed.
         """
-        walk = _Walk(self._scan, after.encode("utf-8"), prefix.encode("utf-8"))
+        walk = Walk(self._names, after, prefix)
         with self._translated():
             objects = tuple(islice(self._describe_all(walk), limit))
             n_skipped = walk.n_skipped
             if len(objects) == limit and next(walk, None) is not None:
                 return Page(objects, objects[-1].key, n_skipped)
+        self._names.forget()
         return Page(objects, None, walk.n_skipped)
 
     def head(self, key: str) -> StoredObject:
@@ -140,6 +143,23 @@ class LocalStore:
                     path.unlink()
                     self._prune(path.parent)
 
+    def erase(self, key: str, *, keep_current: bool = False) -> bool:
+        """Remove one file; a folder keeps no versions."""
+        if not keep_current:
+            self.delete(key)
+        return True
+
+    def abort_stale_uploads(self, older_than_s: float) -> int:
+        """Remove staged files that killed writers left."""
+        n_removed = 0
+        with self._translated(is_write=True):
+            for leftover in (self.folder / STAGING_FOLDER).glob("*"):
+                with suppress(FileNotFoundError):
+                    if time.time() - leftover.lstat().st_mtime > older_than_s:
+                        leftover.unlink()
+                        n_removed += 1
+        return n_removed
+
     def _path(self, key: str) -> Path:
         """Return the file of a key; refuses keys that are no relative path or lead elsewhere."""
         segments = key.split("/")
@@ -187,13 +207,6 @@ class LocalStore:
         staged = folder / uuid4().hex
         staged.touch(exist_ok=False)
         return staged
-
-    def _sweep(self) -> None:
-        """Remove what killed writers left."""
-        for leftover in (self.folder / STAGING_FOLDER).glob("*"):
-            with suppress(FileNotFoundError):
-                if time.time() - leftover.lstat().st_mtime > _STALE_STAGING_S:
-                    leftover.unlink()
 
     def _rename(self, staged: Path, path: Path) -> None:
         for _ in range(_MAX_RENAMES):
@@ -262,34 +275,6 @@ class LocalStore:
         if error.errno in _ABSENT:
             return ObjectNotFoundError(self.uri)
         return ServiceError(f"{what} ({error.filename!r}); a later try may succeed")
-
-
-class _Walk(Iterator[str]):
-    """The keys after ``after`` that start with ``prefix``, in byte order; folders that hold none are not entered."""
-
-    def __init__(self, scan: Callable[[bytes], Iterator[bytes]], after: bytes, prefix: bytes) -> None:
-        self._scan, self._after, self._prefix = scan, after, prefix
-        self._stack = [b""]
-        self.n_skipped = 0
-
-    def __next__(self) -> str:
-        while self._stack:
-            name = self._stack.pop()
-            if name and not name.endswith(b"/"):
-                try:
-                    return name.decode("utf-8")
-                except UnicodeDecodeError:
-                    self.n_skipped += 1
-                    continue
-            # A folder sorts by its name and "/", because that is how its keys go on.
-            self._stack += sorted(filter(self._is_wanted, self._scan(name)), reverse=True)
-        raise StopIteration
-
-    def _is_wanted(self, name: bytes) -> bool:
-        if name.endswith(b"/"):
-            is_below = name.startswith(self._prefix) or self._prefix.startswith(name)
-            return is_below and (name > self._after or self._after.startswith(name))
-        return name.startswith(self._prefix) and name > self._after
 
 
 def _etag(found: os.stat_result) -> str:

@@ -10,7 +10,24 @@ from typing import IO, Any
 
 import click
 
-from mm_assets.cli import deletions, demo, doctor, ingest, init, models, search, show, sql, status
+from mm_assets.cli import (
+    deletions,
+    demo,
+    dlq,
+    doctor,
+    erase,
+    gc,
+    ingest,
+    init,
+    models,
+    rebuild_ledger,
+    search,
+    serve,
+    show,
+    sql,
+    status,
+    verify,
+)
 from mm_assets.cli.options import examples
 from mm_assets.errors import ConfigError, MmAssetsError
 
@@ -74,7 +91,13 @@ _COMMANDS = (
     sql.sql,
     show.show,
     models.models,
+    serve.serve,
+    dlq.dlq,
     deletions.deletions,
+    erase.erase,
+    verify.verify,
+    gc.gc,
+    rebuild_ledger.rebuild_ledger,
     demo.demo,
 )
 for _command in _COMMANDS:

@@ -1,42 +1,72 @@
-"""``mm ingest``: progress and summary of what ``runs.ingest`` does.
+"""``mm ingest``: progress and summary of what ``runs.ingest`` does, and a line for each change that is watched.
 
 Put here: bars and sentences. Keep out: the order of work.
 """
 
 import dataclasses
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mm_assets.cli.options import config_option, examples, json_option
-from mm_assets.cli.output import print_json, print_table
+from mm_assets.cli.output import print_json, print_table, printable
 
 if TYPE_CHECKING:
     from mm_assets.cli.runs import Summary
 
 Report = Callable[[str, int, int | None], None]
 _SAY_NEWS_S, _SAY_AGAIN_S = 10.0, 60.0
+_TROUBLE = {"alarm", "failed"}
 _PHASES = {"discover": "listing", "process": "processing", "refresh": "tables and indexes"}
 
 
-@examples("mm ingest", "mm ingest my-bucket --json | jq .n_rows")
+@examples("mm ingest", "mm ingest my-bucket --json | jq .n_rows", "mm ingest --watch --interval 300")
 @click.command()
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option("--no-refresh", is_flag=True, help="Leave tables and indexes as they are.")
+@click.option("--watch", is_flag=True, help="Go on with all that changes, by events and listings, until Ctrl-C.")
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(1.0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --watch: from the end of a listing to the next.",
+)
 @json_option
 @config_option
-def ingest(sources: tuple[str, ...], *, no_refresh: bool, as_json: bool, config: Path | None) -> None:
+def ingest(
+    sources: tuple[str, ...],
+    *,
+    no_refresh: bool,
+    watch: bool,
+    interval_s: float,
+    as_json: bool,
+    config: Path | None,
+) -> None:
     """List, process what is new, publish.
 
     SOURCE is an alias; without one, all sources are listed. Each run is a run of Dagster and shows in its UI. It can be
-    stopped at any moment and started again. Objects that cannot be processed are told and do not fail the command.
+    stopped at any moment, by Ctrl-C or SIGTERM, and started again. Objects that cannot be processed are told and do not
+    fail the command.
+
+    With --watch it goes on: events are taken from the inbox and from queues, sources are listed again and again, tables
+    are published when enough has changed. A line tells each change; a service that fails is told and tried again. It
+    ends by Ctrl-C or SIGTERM, with exit code 0.
     """
-    summary = run_ingest(config, sources, refresh=not no_refresh)
+    with ended_by_sigterm():
+        if watch:
+            run_watch(config, sources, refresh=not no_refresh, interval_s=interval_s, as_json=as_json)
+            return
+        summary = run_ingest(config, sources, refresh=not no_refresh)
     if as_json:
         print_json(to_dict(summary))
     else:
@@ -56,6 +86,44 @@ def run_ingest(config: Path | None, aliases: Sequence[str] = (), *, refresh: boo
             return runs.ingest(config, aliases=aliases or None, refresh=refresh, on_progress=report)
     except dg.DagsterExecutionInterruptedError as error:
         raise KeyboardInterrupt from error
+
+
+def run_watch(
+    config: Path | None, aliases: Sequence[str] = (), *, refresh: bool = True, interval_s: float = 60.0, as_json: bool
+) -> None:
+    """Watch until Ctrl-C or SIGTERM, which is the end that is meant."""
+    import dagster as dg
+
+    from mm_assets.cli import watching
+
+    say = _say_json if as_json else _say
+    try:
+        watching.watch(config, aliases=aliases or None, refresh=refresh, interval_s=interval_s, say=say)
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+        click.echo("Stopped; what was under way was given back.", err=True)
+
+
+def _say(what: str, text: str, **_: Any) -> None:
+    click.echo(f"{time.strftime('%H:%M:%S')}  {printable(text)}", err=what in _TROUBLE)
+
+
+def _say_json(what: str, text: str, **facts: Any) -> None:
+    print_json({"at": datetime.now(UTC), "what": what, "text": text, **facts})
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does.
+
+    Both are set, since Dagster gives SIGTERM what it finds for SIGINT, and that is to be ignored in a process that a
+    script started in the background.
+    """
+    former = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -115,6 +183,10 @@ def print_summary(summary: "Summary") -> None:
             + (f", {found.n_revived} back again" if found.n_revived else "")
             + (f", {found.n_refused} keys that cannot be stored" if found.n_refused else "")
         )
+        if found.stopped_by:
+            click.echo(f"{found.alias}: {printable(found.stopped_by)}", err=True)
+        if found.n_unanswered:
+            click.echo(f"{found.alias}: {found.n_unanswered} missing objects cannot be described; they stay", err=True)
         if found.alarm:
             click.echo(f"ALARM: {found.alarm}", err=True)
     if not (summary.n_runs or summary.failed_runs):

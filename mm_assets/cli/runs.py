@@ -20,7 +20,7 @@ from mm_assets.flows.planning import free_lost_work, plan_batches
 from mm_assets.flows.processing import repeating
 from mm_assets.flows.refreshing import needs_refresh
 from mm_assets.flows.workspace import Workspace
-from mm_assets.ledger import Batch
+from mm_assets.ledger import Batch, KnownObject
 from mm_assets.partitions import hold_keys
 from mm_assets.resources.workspace import WorkspaceResource, open_workspace
 from mm_assets.settings import Settings, load_settings
@@ -97,20 +97,33 @@ def ingest(
     """
     started = time.monotonic()
     workspace = open_workspace(load_settings(config_file))
-    with closing(workspace), _Runner(workspace, config_file, on_progress) as runner:
-        for extractor in workspace.extractors.values():
-            extractor.check()
+    with closing(workspace), Runner(workspace, config_file, on_progress) as runner:
+        runner.check()
         runner.discover(aliases or [source.alias for source in workspace.settings.sources])
         runner.process()
-        if refresh:
-            runner.refresh()
+        if refresh and needs_refresh(workspace):
+            runner.refresh("mm ingest")
         return runner.finish(started)
 
 
-class _Runner:
-    """Dagster's storage and definitions are opened by the first run: an ingest with nothing to do needs neither."""
+def refresh(config_file: Path | None, reason: str = "mm erase") -> Summary:
+    """Run the refresh job alone, whether it is due or not."""
+    started = time.monotonic()
+    workspace = open_workspace(load_settings(config_file))
+    with closing(workspace), Runner(workspace, config_file) as runner:
+        runner.refresh(reason)
+        return runner.finish(started)
 
-    def __init__(self, workspace: Workspace, config_file: Path | None, on_progress: OnProgress) -> None:
+
+class Runner:
+    """Runs of Dagster in this process, one after the other.
+
+    Dagster's storage and definitions are opened by the first run: an ingest with nothing to do needs neither.
+    """
+
+    def __init__(
+        self, workspace: Workspace, config_file: Path | None, on_progress: OnProgress = lambda *_: None
+    ) -> None:
         self._workspace = workspace
         self._config_file = config_file
         self._on_progress = on_progress
@@ -133,7 +146,18 @@ class _Runner:
 
         return build_defs(WorkspaceResource(config_file=str(self._config_file) if self._config_file else ""))
 
+    @property
+    def failed_runs(self) -> Mapping[str, str]:
+        """Ids of the runs that failed, with their error."""
+        return self._summary.failed_runs
+
+    def check(self) -> None:
+        """Look whether the models are there; raises ConfigError."""
+        for extractor in self._workspace.extractors.values():
+            extractor.check()
+
     def discover(self, aliases: Sequence[str]) -> None:
+        """List these sources to the end."""
         n_before = 0
         for alias in aliases:
             on_page = partial(self._count_listed, n_before)
@@ -145,24 +169,27 @@ class _Runner:
         self._on_progress("discover", n_before + n, None)
 
     def process(self) -> None:
-        """Run one batch after the other; each is planned when the one before it is over."""
-        recipes = dict(self._workspace.recipes)
-        while planned := [
-            (job, b) for job, bs in plan_batches(self._workspace, limit=_BATCHES_AT_ONCE).items() for b in bs
-        ]:
-            total = self._summary.n_processed + self._workspace.ledger.work.n_waiting(recipes)
-            try:
-                for job, batch in planned:
-                    self._run_batch(job, batch, total)
-            finally:
-                self._workspace.ledger.work.release_batches([batch.batch_id for _, batch in planned])
-            if self._summary.failed_runs:
-                return
+        """Run batches until nothing is left that can be done now, or a run fails."""
+        while self.process_some(_BATCHES_AT_ONCE) and not self._summary.failed_runs:
+            pass
 
-    def _run_batch(self, job: str, batch: Batch, total: int) -> None:
+    def process_some(self, limit: int) -> int:
+        """Plan at most so many batches and run them, one after the other; returns the number of objects."""
+        work = self._workspace.ledger.work
+        planned = [(job, b) for job, bs in plan_batches(self._workspace, limit=limit).items() for b in bs]
+        n_before = self._summary.n_processed
+        try:
+            total = n_before + work.n_waiting(dict(self._workspace.recipes)) if planned else 0
+            for job, batch in planned:
+                if objects := work.objects_of(batch.batch_id):  # none where all were overwritten or deleted since
+                    self._run_batch(job, batch, objects, total)
+        finally:
+            work.release_batches([batch.batch_id for _, batch in planned])
+        return self._summary.n_processed - n_before
+
+    def _run_batch(self, job: str, batch: Batch, objects: Sequence[KnownObject], total: int) -> None:
         from mm_assets.assets.per_object import bulk_config
 
-        objects = self._workspace.ledger.work.objects_of(batch.batch_id)
         hold_keys(self._instance, self._workspace, objects)
         with repeating(_POLL_S, partial(self._count_processed, batch, total)):
             key = objects[0].partition_key if batch.lane == "single" else None  # its failure is then red on it alone
@@ -175,11 +202,10 @@ class _Runner:
         left = self._workspace.ledger.work.n_open_objects(batch.batch_id)
         self._on_progress("process", self._summary.n_processed + batch.n_objects - left, total)
 
-    def refresh(self) -> None:
-        if not needs_refresh(self._workspace):
-            return
+    def refresh(self, reason: str) -> None:
+        """Publish and rebuild what lags behind."""
         self._on_progress("refresh", 0, 1)
-        self._summary.is_refreshed = self._execute("refresh_job", tags={"mm_assets/reason": "mm ingest"})
+        self._summary.is_refreshed = self._execute("refresh_job", tags={"mm_assets/reason": reason})
         self._on_progress("refresh", 1, 1)
 
     def _execute(
@@ -207,6 +233,7 @@ class _Runner:
         return result.success
 
     def finish(self, started: float) -> Summary:
+        """Count what there is now."""
         ledger, recipes = self._workspace.ledger, dict(self._workspace.recipes)
         self._summary.counts = ledger.work.counts(recipes) if recipes else {}
         self._summary.n_waiting = ledger.work.n_waiting(recipes) if recipes else 0

@@ -6,7 +6,7 @@ Put here: what ``mm init`` writes and ``docs/settings.md`` lists. Keep out: read
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -42,7 +42,7 @@ class SettingText:
 
     @property
     def variable(self) -> str:
-        """Name of the environment variable; '' inside the list of sources, which is given whole."""
+        """Name of the environment variable; '' inside a list, which is given whole."""
         if "[]" in self.path:
             return ""
         return "MM_ASSETS_" + self.path.upper().replace(".", "__")
@@ -57,10 +57,11 @@ def _walk(model: type[BaseModel], prefix: str, whole: BaseModel | None) -> Itera
     """Yield the settings of a section; ``whole`` is the section's own default, where it has one."""
     for name, field in model.model_fields.items():
         path = prefix + name
-        section = _section(name, field)
-        if name == "sources":
-            yield SettingText("sources", "[]", field.description or "")
-            yield from _walk(SourceSettings, "sources[].", None)
+        section = _section(field)
+        item = _item(field)
+        if item is not None:
+            yield SettingText(path, "[]", field.description or "")
+            yield from _walk(item, f"{path}[].", None)
         elif section is not None:
             yield from _walk(section, f"{path}.", field.default)
         else:
@@ -68,9 +69,17 @@ def _walk(model: type[BaseModel], prefix: str, whole: BaseModel | None) -> Itera
             yield SettingText(path, default, field.description or "")
 
 
-def _section(name: str, field: FieldInfo) -> type[BaseModel] | None:
-    kind = field.annotation
-    return kind if name != "sources" and isinstance(kind, type) and issubclass(kind, BaseModel) else None
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    return _as_model(field.annotation)
+
+
+def _item(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the section of which the setting is a list."""
+    return _as_model(next(iter(get_args(field.annotation)), None)) if get_origin(field.annotation) is tuple else None
+
+
+def _as_model(kind: Any) -> type[BaseModel] | None:
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _default(field: FieldInfo) -> str:
@@ -98,7 +107,7 @@ def write_template(sources: Sequence[str], lake: str, service: Mapping[str, str]
     parts += ["", f"# {Settings.model_fields['lake'].description}", "lake:"]
     parts += [*_location(LakeSettings, lake, service, "  ", "  "), ""]
     for name, field in Settings.model_fields.items():
-        section = _section(name, field)
+        section = _section(field)
         if name in {"sources", "lake"}:
             continue
         if section is None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @json_option
 @config_option
 def status(*, as_json: bool, config: Path | None) -> None:
-    """Show what is done, what waits, and why."""
+    """Show what is done, what waits, and why: sources with their calls, pauses and alarms, steps, failures, tables."""
     from mm_assets.cli.opening import open_books
 
     with open_books(config) as workspace:
@@ -35,6 +35,7 @@ def status(*, as_json: bool, config: Path | None) -> None:
 
 def read_status(workspace: "Workspace") -> dict[str, Any]:
     """Return the state of the whole as plain values."""
+    from mm_assets.flows.metrics import failures_today
     from mm_assets.flows.refreshing import needs_refresh
 
     catalog = workspace.ledger.catalog
@@ -42,6 +43,12 @@ def read_status(workspace: "Workspace") -> dict[str, Any]:
     return {
         "lake": workspace.lake.uri,
         "sources": [_source(workspace, source.alias) for source in workspace.settings.sources],
+        "inbox": _inbox(workspace),
+        "oldest_unprocessed_s": _age(workspace.ledger.meters.oldest_unprocessed_at()),
+        "dead_letters": workspace.ledger.dead.depth(workspace.recipes),
+        "n_refusals": len(workspace.ledger.objects.refusals()),
+        "failures_today": dict(zip(("n_failed", "n_ended"), failures_today(workspace), strict=True)),
+        "requests_today": _requests(workspace),
         "steps": [{"step": s, "state": t, "reason": r, "n_objects": n} for (s, t, r), n in counts.items()],
         "recipes": [
             {"step": step, "recipe": recipe, "published": published.get(step)}
@@ -63,21 +70,44 @@ def _counts(workspace: "Workspace") -> dict[tuple[str, str, str | None], int]:
 
 def _source(workspace: "Workspace", alias: str) -> dict[str, Any]:
     scan = workspace.ledger.objects.scan(alias)
+    is_paused = (scan.paused_until or 0.0) > time.time()
     return {
         "source": alias,
         "uri": workspace.settings.source(alias).uri,
         "n_live": workspace.ledger.objects.n_live(alias),
         "listed_at": scan.finished_at,
         "alarm": scan.alarm,
+        "events_alarm": scan.events_alarm,
+        "paused_until": scan.paused_until if is_paused else None,
+        "pause_reason": scan.pause_reason if is_paused else None,
+        "n_list_calls_today": scan.n_calls,
+        "max_list_calls_per_day": workspace.settings.source(alias).max_list_calls_per_day,
     }
 
 
+def _inbox(workspace: "Workspace") -> dict[str, Any]:
+    inbox = workspace.ledger.inbox
+    return {"n_waiting": inbox.depth(), "oldest_s": _age(inbox.oldest_at())}
+
+
+def _age(moment: float | None) -> float | None:
+    return max(0.0, time.time() - moment) if moment is not None else None
+
+
+def _requests(workspace: "Workspace") -> dict[str, int]:
+    """Sum today's requests to stores by operation."""
+    requests: dict[str, int] = {}
+    for labels, n in workspace.ledger.meters.today("store_requests_total").items():
+        operation = dict(labels)["operation"]
+        requests[operation] = requests.get(operation, 0) + int(n)
+    return dict(sorted(requests.items()))
+
+
 def _print_status(state: dict[str, Any]) -> None:
-    rows = [(s["source"], s["n_live"], _when(s["listed_at"]), s["uri"]) for s in state["sources"]]
-    print_table(("source", "objects", "listed", "uri"), rows)
+    rows = [(s["source"], s["n_live"], _when(s["listed_at"]), _calls(s), s["uri"]) for s in state["sources"]]
+    print_table(("source", "objects", "listed", "list calls today", "uri"), rows)
     for source in state["sources"]:
-        if source["alarm"]:
-            click.echo(f"ALARM: {printable(source['alarm'])}")
+        _print_alarms(source)
     counts = {(s["step"], s["state"], s["reason"]): s["n_objects"] for s in state["steps"]}
     click.echo()
     print_table(("step", "done", "skipped", "dead", "waiting"), per_step(counts))
@@ -86,7 +116,52 @@ def _print_status(state: dict[str, Any]) -> None:
         click.echo()
         print_table(("step", "state", "reason", "objects"), reasons)
     click.echo()
+    _print_health(state)
     _print_published(state)
+
+
+def _calls(source: dict[str, Any]) -> str:
+    limit = source["max_list_calls_per_day"]
+    return f"{source['n_list_calls_today']}" + (f" of {limit}" if limit is not None else "")
+
+
+def _print_alarms(source: dict[str, Any]) -> None:
+    for name in ("alarm", "events_alarm"):
+        if source[name]:
+            click.echo(f"ALARM: {printable(source[name])}")
+    if source["paused_until"]:
+        until = _when(source["paused_until"])
+        click.echo(f"PAUSED: {printable(source['source'])} until {until}: {printable(source['pause_reason'])}")
+
+
+def _print_health(state: dict[str, Any]) -> None:
+    dead, failures = state["dead_letters"], state["failures_today"]
+    if state["oldest_unprocessed_s"] is not None:
+        click.echo(f"The oldest unprocessed object was first seen {_span(state['oldest_unprocessed_s'])} ago.")
+    if state["inbox"]["n_waiting"]:
+        click.echo(
+            f"Events waiting: {state['inbox']['n_waiting']}, the oldest for {_span(state['inbox']['oldest_s'])}."
+        )
+    if dead:
+        by_reason = ", ".join(f"{n} {printable(reason)}" for reason, n in sorted(dead.items()))
+        click.echo(f"Dead letters: {by_reason}. `mm dlq list` shows them.")
+    if state["n_refusals"]:
+        click.echo(f"Names that no key can hold: {state['n_refusals']}. `mm dlq list --step discovery` shows them.")
+    if failures["n_ended"]:
+        share = failures["n_failed"] / failures["n_ended"]
+        click.echo(f"Failed today: {failures['n_failed']} of {failures['n_ended']} steps ({share:.1%}).")
+    if state["requests_today"]:
+        click.echo(
+            "Requests today: " + ", ".join(f"{n} {printable(op)}" for op, n in state["requests_today"].items()) + "."
+        )
+
+
+def _span(seconds: float) -> str:
+    """Write a time in the unit that suits it."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def _print_published(state: dict[str, Any]) -> None:

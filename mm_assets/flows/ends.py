@@ -3,11 +3,10 @@
 Put here: the rules of tries, skips and dead letters. Keep out: the work itself.
 """
 
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mm_assets.errors import ObjectError, Reason
+from mm_assets.flows import dead_letters
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import Claim, Finished
 
@@ -49,48 +48,40 @@ def skipped(step: str, reason: str) -> StepEnd:
     return StepEnd(step, "skipped", reason=reason)
 
 
-def interrupted(step: str, reason: str, error: object) -> StepEnd:
-    """End for a fault that the object did not cause: tried again later, burns no try."""
-    return StepEnd(step, "wanted", reason=reason, error=str(error)[:_MAX_ERROR_CHARS], retry_after_s=_SERVICE_WAIT_S)
+def interrupted(step: str, reason: str, error: object, wait_s: float | None = None) -> StepEnd:
+    """End for a fault that the object did not cause: tried again after ``wait_s`` (default: 60 s), burns no try."""
+    wait_s = _SERVICE_WAIT_S if wait_s is None else wait_s
+    return StepEnd(step, "wanted", reason=reason, error=_storable(str(error)), retry_after_s=wait_s)
 
 
-def failed(workspace: Workspace, claim: Claim, step: str, error: ObjectError) -> StepEnd:
-    """End for a fault of the object: another try where one may help, else a dead letter, durable before the ledger."""
+def failed(workspace: Workspace, claim: Claim, step: str, error: ObjectError, stage: str) -> StepEnd:
+    """End for a fault of the object: another try where one may help, else a dead letter, durable before the ledger.
+
+    Parameters
+    ----------
+    stage : where it failed: download, decode, or the step
+    """
     tries = claim.tries.get(step, 0) + 1
-    message = error.message[:_MAX_ERROR_CHARS]
+    message = _storable(error.message)
     if not error.is_permanent and tries < workspace.settings.runs.max_tries:
         wait = _BACKOFF_S * 4 ** (tries - 1)
         return StepEnd(step, "wanted", str(error.reason), message, counts_as_try=True, retry_after_s=wait)
-    workspace.lake.write_dead_letter(
-        claim.known.object_id, step, _dead_letter(claim, step, error.reason, message, tries)
-    )
+    dead_letters.write_record(workspace, claim, step, error.reason, message, tries=tries, stage=stage)
     return StepEnd(step, "dead", str(error.reason), message, counts_as_try=True)
+
+
+def _storable(text: str) -> str:
+    """Cut a message, and escape what PostgreSQL or UTF-8 cannot hold: it may quote a stranger's bytes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")[:_MAX_ERROR_CHARS]
 
 
 def record_crash_loop(workspace: Workspace, claim: Claim) -> None:
     """Write the dead letters of an object over which the worker died too often, before the ledger says dead."""
+    message = f"the worker died {claim.n_starts} times over this object"
     for step in claim.steps:
-        message = f"the worker died {claim.n_starts} times over this object"
-        letter = _dead_letter(claim, step, Reason.CRASH_LOOP, message, claim.tries[step])
-        workspace.lake.write_dead_letter(claim.known.object_id, step, letter)
-
-
-def _dead_letter(claim: Claim, step: str, reason: Reason, message: str, tries: int) -> Mapping[str, object]:
-    version = claim.known.version
-    return {
-        "object_id": claim.known.object_id,
-        "bucket": version.alias,
-        "key": version.key,
-        "etag": version.etag,
-        "version_id": version.version_id,
-        "size_bytes": claim.known.size_bytes,
-        "step": step,
-        "recipe": claim.steps[step],
-        "reason": str(reason),
-        "error": message,
-        "tries": tries,
-        "died_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+        dead_letters.write_record(
+            workspace, claim, step, Reason.CRASH_LOOP, message, tries=claim.tries[step], stage=None
+        )
 
 
 def to_finished(claim: Claim, end: StepEnd) -> Finished:

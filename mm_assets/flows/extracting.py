@@ -160,7 +160,7 @@ def _commit(
 ) -> pa.Table | None:
     object_id, recipe = prepared.claim.known.object_id, prepared.claim.steps[step]
     if object_id in errors:
-        prepared.ends.append(ends.failed(workspace, prepared.claim, step, errors[object_id]))
+        prepared.ends.append(ends.failed(workspace, prepared.claim, step, errors[object_id], step))
         return None
     extractor = workspace.extractors[step]
     table = pa.concat_tables(rows[object_id]) if object_id in rows else extractor.schema.empty_table()

@@ -42,6 +42,15 @@ SPACES: Mapping[str, Space] = {
 }
 
 
+# Those that hold vectors of objects; a taxonomy holds those of its own prompts.
+OF_OBJECTS = (*(space.generation_name for space in SPACES.values()), CLUSTERS, BASELINE)
+
+
+def table_of(name: str) -> str:
+    """Return the table whose vectors a generation is made of, or made for."""
+    return next((space.table for space in SPACES.values() if space.generation_name == name), SPACES["visual"].table)
+
+
 @dataclass(frozen=True, slots=True)
 class Frozen:
     """What vectors are judged against, each with its generation; None where nothing is built yet."""

@@ -1,7 +1,10 @@
 """From wanted work to batches, one for each run.
 
-Put here: which steps a batch runs, and freeing what dead workers held. Keep out: starting runs.
+Put here: which steps a batch runs, which sources it takes from, and freeing what dead workers held. Keep out: starting
+runs.
 """
+
+from collections.abc import Collection
 
 from mm_assets.flows.processing import is_dead_here, new_owner, steps_for_pods
 from mm_assets.flows.workspace import Workspace
@@ -9,7 +12,6 @@ from mm_assets.ledger import Batch
 
 # A planned batch whose run never claimed anything is planned anew after this time.
 _UNSTARTED_S = 24 * 3_600.0
-
 
 # Beyond so many waiting batches no more are planned: a queue of a day holds nothing that could not be planned later.
 _MAX_UNSTARTED = 100
@@ -22,7 +24,11 @@ def free_lost_work(workspace: Workspace) -> int:
 
 
 def plan_batches(workspace: Workspace, *, limit: int = 1_000) -> dict[str, list[Batch]]:
-    """Plan all wanted work.
+    """Plan what is wanted of all sources that are not paused.
+
+    Parameters
+    ----------
+    limit : batches made at most, for each job
 
     Returns
     -------
@@ -30,24 +36,29 @@ def plan_batches(workspace: Workspace, *, limit: int = 1_000) -> dict[str, list[
     steps of CPU pods and ``infer_job`` the models, once the segments are there
     """
     limit = min(limit, max(0, _MAX_UNSTARTED - workspace.ledger.work.n_unstarted()))
+    paused = workspace.ledger.objects.paused()
+    aliases = [source.alias for source in workspace.settings.sources if source.alias not in paused]
+    for alias in aliases:  # no more than can be planned now: what is found need not be opened at once
+        workspace.ledger.work.open_work(
+            alias, workspace.recipes_of(alias), limit * workspace.settings.runs.batch_objects
+        )
     if not workspace.settings.kubernetes.split_by_device:
-        return {"ingest_job": _plan(workspace, tuple(workspace.recipes), limit)}
+        return {"ingest_job": _plan(workspace, tuple(workspace.recipes), aliases, limit)}
     return {
-        "decode_job": _plan(workspace, steps_for_pods(workspace, gpu=False), limit),
-        "infer_job": _plan(workspace, steps_for_pods(workspace, gpu=True), limit),
+        "decode_job": _plan(workspace, steps_for_pods(workspace, gpu=False), aliases, limit),
+        "infer_job": _plan(workspace, steps_for_pods(workspace, gpu=True), aliases, limit),
     }
 
 
-def _plan(workspace: Workspace, steps: tuple[str, ...], limit: int) -> list[Batch]:
+def _plan(workspace: Workspace, steps: tuple[str, ...], aliases: Collection[str], limit: int) -> list[Batch]:
     runs = workspace.settings.runs
     recipes = {step: workspace.recipes[step] for step in steps}
     if not recipes or not limit:
         return []
-    needs = workspace.needs()
     return workspace.ledger.work.plan(
         recipes,
-        needs=needs,
-        aliases=[source.alias for source in workspace.settings.sources],
+        needs=workspace.needs(),
+        aliases=aliases,
         size=runs.batch_objects,
         max_tries=runs.max_tries,
         planner=new_owner(),

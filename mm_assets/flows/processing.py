@@ -9,23 +9,28 @@ after any of these loses nothing and repeats at most one group's work.
 import logging
 import os
 import socket
-import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
 
-from mm_assets.flows import ends
+from mm_assets.buckets.base import DailyCapError
+from mm_assets.flows import dead_letters, ends, metrics
 from mm_assets.flows.ends import StepEnd
 from mm_assets.flows.extracting import extract_step
 from mm_assets.flows.judging import Judge
+from mm_assets.flows.leases import Lease
 from mm_assets.flows.preparing import Prepared, Preparer
 from mm_assets.flows.recipes import DECODING_STEPS
+from mm_assets.flows.scratch import scratch
+from mm_assets.flows.stopping import finishing, giving_back
 from mm_assets.flows.workspace import Workspace
+from mm_assets.identity import short_hash
 from mm_assets.ledger import Claim
 
 _GROUP_SEGMENTS = 128  # enough to fill the accelerator for each step in turn
@@ -69,19 +74,31 @@ def process(
     """
     if not claims:
         return
-    judge = Judge(workspace, batch_id)
+    judge, lease = Judge(workspace, batch_id), Lease(workspace, owner, claims)
     try:
-        for step in {step for claim in claims for step in claim.steps} & set(workspace.extractors):
-            workspace.extractors[step].check()
-        lease_s = workspace.settings.runs.lease_s
-        with repeating(lease_s / 3, partial(workspace.ledger.work.renew, owner, lease_s)), _scratch() as folder:
-            workers = min(workspace.settings.runs.decode_workers or os.cpu_count() or 1, len(claims))
-            preparer = Preparer(workspace, folder, workers=workers, adopt=adopt)
-            for group in _groups(preparer.run(claims)):
-                yield from _process_group(workspace, group, judge)
-            judge.write()
+        with metrics.timed_run(workspace), _pausing_at_the_lakes_cap(workspace), giving_back(lease.give_back):
+            for step in {step for claim in claims for step in claim.steps} & set(workspace.extractors):
+                workspace.extractors[step].check()
+            with repeating(workspace.settings.runs.lease_s / 3, lease.renew), scratch() as folder:
+                workers = min(workspace.settings.runs.decode_workers or os.cpu_count() or 1, len(claims))
+                preparer = Preparer(workspace, folder, workers=workers, adopt=adopt)
+                for group in _groups(preparer.run(claims)):
+                    lease.check()
+                    yield from _process_group(workspace, group, judge, lease)
+                judge.write()
     finally:
-        workspace.ledger.work.release(owner)
+        lease.give_back()
+
+
+@contextmanager
+def _pausing_at_the_lakes_cap(workspace: Workspace) -> Iterator[None]:
+    """Pause all sources until the lake takes results again: without it every run would end where this one did."""
+    try:
+        yield
+    except DailyCapError as error:
+        for source in workspace.settings.sources:
+            workspace.ledger.objects.pause(source.alias, error.resets_at, f"the lake: {error}")
+        raise
 
 
 def _groups(prepared: Iterator[Prepared]) -> Iterator[list[Prepared]]:
@@ -95,33 +112,74 @@ def _groups(prepared: Iterator[Prepared]) -> Iterator[list[Prepared]]:
         yield group
 
 
-def _process_group(workspace: Workspace, group: list[Prepared], judge: Judge) -> Iterator[ObjectEnd]:
+def _process_group(workspace: Workspace, group: list[Prepared], judge: Judge, lease: Lease) -> Iterator[ObjectEnd]:
     try:
-        rows = {step: extract_step(workspace, step, group) for step in workspace.extractors}
-        judgements = judge.judge(rows.get("visual_embeddings", {}))
-        accepted = workspace.ledger.work.finish(
-            [ends.to_finished(item.claim, end) for item in group for end in item.ends]
-        )
-        answers = iter(accepted)
-        for item in group:
-            kept = tuple(end for end in item.ends if next(answers))
-            if any(end.step == "segments" and end.state == "done" for end in kept):
-                workspace.ledger.work.reopen(item.claim.known.object_id, "segments_dead")
-            yield ObjectEnd(item.claim, kept, judgements.get(item.claim.known.object_id, {}))
+        with finishing():
+            rows = {step: extract_step(workspace, step, group) for step in workspace.extractors}
+            judgements = judge.judge(rows.get("visual_embeddings", {}))
+            accepted = lease.finish([ends.to_finished(item.claim, end) for item in group for end in item.ends])
+            answers = iter(accepted)
+            kept = [tuple(end for end in item.ends if next(answers)) for item in group]
+            _settle(workspace, list(zip(group, kept, strict=True)))
+        for item, its_ends in zip(group, kept, strict=True):
+            yield ObjectEnd(item.claim, its_ends, judgements.get(item.claim.known.object_id, {}))
     finally:
         for item in group:
             item.discard()
 
 
+def _settle(workspace: Workspace, ended: Sequence[tuple[Prepared, tuple[StepEnd, ...]]]) -> None:
+    """Do what follows from ends that the ledger took: steps that waited, records that are untrue now, meters."""
+    over = [(item.claim.known.object_id, end) for item, its_ends in ended for end in its_ends]
+    for object_id, end in over:
+        if end.step == "segments" and end.state == "done":
+            workspace.ledger.work.reopen(object_id, "segments_dead")
+    good = [(object_id, end.step) for object_id, end in over if end.state in {"done", "skipped"}]
+    dead_letters.remove_records(workspace, good)
+    metrics.count(workspace, _meters([end for _, end in over]))
+
+
+def _meters(over: Sequence[StepEnd]) -> metrics.Values:
+    """Count ends by step, state and reason, and the seconds of what was made."""
+    values: dict[metrics.MeterKey, float] = defaultdict(float)
+    for end in over:
+        step, reason = ("step", end.step), ("reason", end.reason or "")
+        values["step_ends_total", (reason, ("state", end.state), step)] += 1
+        if end.counts_as_try:
+            values["step_failures_total", (reason, step)] += 1
+        if end.state == "done" and end.is_new:
+            values["step_results_total", (step,)] += 1
+            values["step_seconds_total", (step,)] += end.seconds
+    return values
+
+
 def new_owner(run_id: str = "") -> str:
-    """Name this worker: host, process, and its run or else a word that no other start shares."""
-    return f"{socket.gethostname()}/{os.getpid()}/{run_id or os.urandom(4).hex()}"
+    """Name this worker: machine, process, and its run or else a word that no other start shares."""
+    return f"{_machine()}/{os.getpid()}/{run_id or os.urandom(4).hex()}"
 
 
 def is_dead_here(owner: str) -> bool:
-    """Whether the owner ran on this host and its process is gone."""
-    host, pid, _ = owner.split("/")
-    return host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
+    """Whether the owner's process number meant something here, and its process is gone."""
+    machine, _, rest = owner.partition("/")
+    if machine != _machine():
+        return False
+    try:
+        os.kill(int(rest.partition("/")[0]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # somebody else's process is alive, too
+    return False
+
+
+@cache
+def _machine() -> str:
+    """Name where process numbers mean the same: host, start of its kernel, PID namespace.
+
+    Containers share names and kernels, and a host that was started again gives the same numbers to others.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{socket.gethostname()}:{short_hash(boot, str(Path('/proc/self/ns/pid').readlink()))}"
 
 
 @contextmanager
@@ -143,12 +201,6 @@ def repeating(interval_s: float, call: Callable[[], object]) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="mm_assets-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 def steps_for_pods(workspace: Workspace, *, gpu: bool) -> tuple[str, ...]:

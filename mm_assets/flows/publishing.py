@@ -3,29 +3,37 @@
 Put here: which recipe a table shows, fingerprints of shards, gathering rows. Keep out: indexes and models.
 
 A fingerprint names all that determined a shard's file. It is compared before anything is read, so an unchanged shard
-costs nothing and a kill between file and ledger only repeats the file.
+costs nothing and a kill between file and ledger only repeats the file. One process at a time publishes; what one that
+was overtaken writes all the same is noted as such and written again by the next. Rows of versions that left go onto a
+receipt before the file without them replaces the one with them.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mm_assets.flows.generations import SPACES, Frozen, load_frozen, load_index
+from mm_assets.flows.generations import SPACES, Frozen, load_frozen, load_index, table_of
 from mm_assets.flows.judging import JUDGEMENTS, judge_vectors
+from mm_assets.flows.locking import held
+from mm_assets.flows.receipts import intend_rows
 from mm_assets.flows.recipes import upstream
 from mm_assets.flows.workspace import Workspace
-from mm_assets.identity import Digest, short_hash
+from mm_assets.identity import short_hash
 from mm_assets.indexing import VectorIndex
+from mm_assets.lake import read_provenance
 from mm_assets.ledger import ShardFile
+from mm_assets.ledger.catalog import PUBLISH_LOCK
 from mm_assets.schemas import TABLES, Table
 from mm_assets.vectors import as_vector_ids
 
-_INDEXED = "indexed_vectors"
 STATES = "step_states"
+_INDEXED = "indexed_vectors"
 
 
 @dataclass
@@ -66,6 +74,11 @@ def promote_recipes(workspace: Workspace) -> dict[str, str]:
             ready.update({step: changed[step] for step in group})
     if ready:
         workspace.ledger.catalog.publish(ready)
+    shown = workspace.ledger.catalog.published()
+    if (
+        workspace.lake.published() != shown
+    ):  # the lake's copy comes last: a kill in between leaves it to the next publish
+        workspace.lake.write_published(shown)
     return ready
 
 
@@ -74,10 +87,32 @@ def shown_recipes(workspace: Workspace) -> dict[str, str]:
     return {s: r for s, r in workspace.ledger.catalog.published().items() if s in workspace.recipes}
 
 
-def withdrawn_shards(workspace: Workspace) -> list[Key]:
-    """Return the published files of shards without a live object; shard 0 stays, so that a glob finds a schema."""
-    live = workspace.ledger.objects.live_shards() | {0}
-    return [key for key in workspace.ledger.catalog.shard_files() if key[1] not in live]
+def shown_tables(workspace: Workspace) -> set[str]:
+    """Return the tables that are published: of the steps that some source asks for, and what is judged by them."""
+    tables = {*shown_recipes(workspace), STATES}
+    if SPACES["visual"].table in tables:
+        tables |= set(JUDGEMENTS)
+    return tables | ({_INDEXED} if tables & {space.table for space in SPACES.values()} else set())
+
+
+def withdrawn_shards(workspace: Workspace, files: Collection[Key] | None = None) -> list[Key]:
+    """Return the published files of shards without a live object, and of tables that are not shown any more.
+
+    Shard 0 stays, so that a glob finds a schema.
+
+    Parameters
+    ----------
+    files : (table, shard) of the files there are; None for those that the ledger knows
+    """
+    live, shown = workspace.ledger.objects.live_shards() | {0}, shown_tables(workspace)
+    known = workspace.ledger.catalog.shard_files() if files is None else files
+    return sorted(key for key in known if key[1] not in live or key[0] not in shown)
+
+
+def is_listed(workspace: Workspace) -> bool:
+    """Whether every source was listed to its end since this ledger began: only then is what it does not know not there."""
+    scans = (workspace.ledger.objects.scan(source.alias) for source in workspace.settings.sources)
+    return not workspace.ledger.restoring.is_under_way() and all(scan.finished_at is not None for scan in scans)
 
 
 def _connected(steps: set[str]) -> list[set[str]]:
@@ -96,33 +131,37 @@ def step_table(workspace: Workspace, step: str) -> Table:
 
 
 def stale_step_shards(workspace: Workspace) -> dict[Key, str]:
-    """Return (table, shard) → fingerprint of the files of the steps that must be written."""
+    """Return (table, shard) → fingerprint of the files of the steps that must be written.
+
+    Reads every row of published work: 4 s of CPU for 100,000 object versions with eight steps.
+    """
     published = shown_recipes(workspace)
     tables = (*published, STATES)
     live = workspace.ledger.objects.live_shards() | {0}
     known = [key for key in workspace.ledger.catalog.shard_files() if key[0] in tables and key[1] in live]
-    marks = {key: _fresh_mark(workspace, key[0]) for key in (*known, *((table, 0) for table in tables))}
-    if published:
-        for shard, object_id, step, recipe, state, reason, n_rows in workspace.ledger.work.published_rows(published):
-            if n_rows is not None:
-                _mark(workspace, marks, (step, shard)).add(f"{object_id} {recipe} {n_rows}")
-            shown = _shown_state(state, n_rows is not None)
-            _mark(workspace, marks, (STATES, shard)).add(f"{object_id} {step} {recipe} {shown} {reason} {n_rows}")
-    return _stale(workspace, {key: mark.text for key, mark in marks.items()})
+    marks = {key: _fingerprint(workspace, key[0], ()) for key in (*known, *((table, 0) for table in tables))}
+    rows = workspace.ledger.work.published_rows(published) if published else iter(())
+    for shard, of_shard in groupby(rows, itemgetter(0)):
+        for table, lines in _lines(of_shard).items():
+            marks[table, shard] = _fingerprint(workspace, table, lines)
+    return _stale(workspace, marks)
 
 
-def _fresh_mark(workspace: Workspace, table: str) -> Digest:
-    """Begin a fingerprint with the table's columns, so that another schema is another file."""
-    mark = Digest()
+def _lines(rows: Iterable[tuple[int, str, str, str, str, str | None, int | None]]) -> dict[str, list[str]]:
+    """Return table → what determines its file, for the rows of work of one shard."""
+    lines: dict[str, list[str]] = defaultdict(list)
+    for _, object_id, step, recipe, state, reason, n_rows in rows:
+        if n_rows is not None:
+            lines[step].append(f"{object_id} {recipe} {n_rows}")
+        shown = _shown_state(state, n_rows is not None)
+        lines[STATES].append(f"{object_id} {step} {recipe} {shown} {n_rows} {reason!r}")
+    return lines
+
+
+def _fingerprint(workspace: Workspace, table: str, lines: Sequence[str]) -> str:
+    """Name a file by its table's columns (another schema is another file) and by what determines its rows."""
     columns = (TABLES[STATES] if table == STATES else step_table(workspace, table)).columns
-    mark.add(" ".join(f"{column.name}:{column.type}" for column in columns))
-    return mark
-
-
-def _mark(workspace: Workspace, marks: dict[Key, Digest], key: Key) -> Digest:
-    if key not in marks:
-        marks[key] = _fresh_mark(workspace, key[0])
-    return marks[key]
+    return short_hash(" ".join(f"{column.name}:{column.type}" for column in columns), "\n".join(lines))
 
 
 def _shown_state(state: str, has_result: bool) -> str:
@@ -137,33 +176,51 @@ def _stale(workspace: Workspace, wanted: Mapping[Key, str]) -> dict[Key, str]:
 
 
 def publish_steps(workspace: Workspace, on_file: Callable[[str], None] = lambda _: None) -> Published:
-    """Write the changed shards of the steps' tables, and remove those without a live object."""
+    """Write the changed shards of the steps' tables, and remove those without a live object.
+
+    Raises
+    ------
+    BusyError
+        Another process publishes.
+    """
     outcome = Published()
-    promote_recipes(workspace)
-    recipes = shown_recipes(workspace)
-    for (name, shard), fingerprint in stale_step_shards(workspace).items():
-        on_file(f"{name} shard {shard}")
-        if name == STATES:
-            _write(workspace, TABLES[STATES], shard, _state_rows(workspace, shard, recipes), None, fingerprint)
-        else:
-            outcome.n_missing += _publish_shard(workspace, name, shard, recipes[name], fingerprint)
-        outcome.n_written += 1
-    outcome.n_removed = _remove_empty(workspace)
+    with held(workspace, PUBLISH_LOCK) as token:
+        promote_recipes(workspace)
+        recipes = shown_recipes(workspace)
+        for (name, shard), fingerprint in stale_step_shards(workspace).items():
+            on_file(f"{name} shard {shard}")
+            if name == STATES:
+                file = _File(TABLES[STATES], shard, _state_rows(workspace, shard, recipes), fingerprint)
+            else:
+                file, n_missing = _step_file(workspace, name, shard, recipes[name], fingerprint)
+                outcome.n_missing += n_missing
+            _write(workspace, file, token)
+            outcome.n_written += 1
+        outcome.n_removed = _withdraw(workspace)
     _count(workspace, outcome)
     return outcome
 
 
-def _publish_shard(workspace: Workspace, step: str, shard: int, recipe: str, fingerprint: str) -> int:
-    """Write one shard of a step's table; returns how many results are missing, which leaves it to be written again."""
+@dataclass(frozen=True, slots=True)
+class _File:
+    table: Table
+    shard: int
+    rows: pa.Table
+    fingerprint: str
+
+
+def _step_file(workspace: Workspace, step: str, shard: int, recipe: str, fingerprint: str) -> tuple[_File, int]:
+    """Return one shard of a step's table, and how many results are missing, which leaves it to be written again."""
     rows, n_missing = _gather(workspace, step, shard, recipe)
-    mark = "incomplete" if n_missing else fingerprint
-    _write(workspace, step_table(workspace, step), shard, rows, _dim(rows), mark)
-    return n_missing
+    mark = short_hash("incomplete", fingerprint) if n_missing else fingerprint
+    return _File(step_table(workspace, step), shard, rows, mark), n_missing
 
 
-def _write(workspace: Workspace, table: Table, shard: int, rows: pa.Table, dim: int | None, fingerprint: str) -> None:
-    workspace.lake.write_shard(table, shard, rows, dim)
-    workspace.ledger.catalog.set_shard_file(ShardFile(table.name, shard, fingerprint, rows.num_rows))
+def _write(workspace: Workspace, file: _File, token: int) -> None:
+    intend_rows(workspace, file.table.name, file.shard, file.rows["object_id"])
+    workspace.lake.write_shard(file.table, file.shard, file.rows, _dim(file.rows), file.fingerprint)
+    known = ShardFile(file.table.name, file.shard, file.fingerprint, file.rows.num_rows)
+    workspace.ledger.catalog.set_shard_file(known, token)
 
 
 def _gather(workspace: Workspace, step: str, shard: int, recipe: str) -> tuple[pa.Table, int]:
@@ -185,8 +242,12 @@ def _gather(workspace: Workspace, step: str, shard: int, recipe: str) -> tuple[p
 def _kept(
     workspace: Workspace, step: str, shard: int, recipe: str, done: list[str], schema: pa.Schema
 ) -> pa.Table | None:
+    """Return the rows of the published file that still hold; none where it is not the file that the ledger knows."""
     old = workspace.lake.read_shard(step, shard)
-    if old is None or old.schema.names != schema.names:
+    known = workspace.ledger.catalog.shard_files().get((step, shard))
+    if old is None or known is None or old.schema.names != schema.names:
+        return None
+    if read_provenance(old.schema).get("fingerprint") != known.fingerprint:
         return None
     is_live = pc.is_in(old["object_id"], pa.array(done, pa.string()))
     kept = old.filter(pc.and_(is_live, pc.equal(old["recipe"], recipe)))
@@ -219,11 +280,19 @@ def _state_rows(workspace: Workspace, shard: int, recipes: Mapping[str, str]) ->
     return pa.Table.from_pylist(rows, TABLES[STATES].published_schema())
 
 
-def _remove_empty(workspace: Workspace) -> int:
-    gone = withdrawn_shards(workspace)
+def _withdraw(workspace: Workspace) -> int:
+    """Remove what is not shown any more: files, also those of an earlier ledger, and what was built from them."""
+    known = set(workspace.ledger.catalog.shard_files())
+    gone = withdrawn_shards(workspace, known | workspace.lake.shard_files() if is_listed(workspace) else known)
     for name, shard in gone:
-        workspace.lake.remove_shard(name, shard)
+        intend_rows(workspace, name, shard, pa.chunked_array([], pa.string()))
+        workspace.lake.store.erase(workspace.lake.shard_key(name, shard))
     workspace.ledger.catalog.forget_shard_files(gone)
+    shown = shown_tables(workspace)
+    for name in workspace.ledger.catalog.generations():
+        if table_of(name) not in shown:
+            workspace.lake.store.erase(f"{name}/current.json")
+            workspace.ledger.removals.forget_generation(name)
     return len(gone)
 
 
@@ -236,16 +305,24 @@ def _count(workspace: Workspace, outcome: Published) -> None:
 
 
 def publish_judgements(workspace: Workspace, on_file: Callable[[str], None] = lambda _: None) -> Published:
-    """Write the shards of the judgements' tables whose vectors or generation changed."""
+    """Write the shards of the judgements' tables whose vectors or generation changed.
+
+    Raises
+    ------
+    BusyError
+        Another process publishes.
+    """
     outcome = Published()
-    frozen = load_frozen(workspace, shown_recipes(workspace).get(SPACES["visual"].table, ""))
-    indexes = {space.name: load_index(workspace, space) for space in SPACES.values()}
-    for (name, shard), fingerprint in stale_judgement_shards(workspace).items():
-        on_file(f"{name} shard {shard}")
-        rows = _index_rows(workspace, shard, indexes) if name == _INDEXED else _judged(workspace, frozen, name, shard)
-        outcome.new_objects[name] += _new_in(workspace.lake.read_shard(name, shard, ["object_id"]), rows)
-        _write(workspace, TABLES[name], shard, rows, None, fingerprint)
-        outcome.n_written += 1
+    with held(workspace, PUBLISH_LOCK) as token:
+        frozen = load_frozen(workspace, shown_recipes(workspace).get(SPACES["visual"].table, ""))
+        indexes = {space.name: load_index(workspace, space) for space in SPACES.values()}
+        for (name, shard), fingerprint in stale_judgement_shards(workspace).items():
+            on_file(f"{name} shard {shard}")
+            is_index = name == _INDEXED
+            rows = _index_rows(workspace, shard, indexes) if is_index else _judged(workspace, frozen, name, shard)
+            outcome.new_objects[name] += _new_in(workspace.lake.read_shard(name, shard, ["object_id"]), rows)
+            _write(workspace, _File(TABLES[name], shard, rows, fingerprint), token)
+            outcome.n_written += 1
     _count(workspace, outcome)
     return outcome
 

@@ -1,4 +1,4 @@
-"""Building what is frozen for the collection: indexes, cluster model, baseline, taxonomy, and the report.
+"""Building what is frozen for the collection: indexes, cluster model, baseline, taxonomy.
 
 Put here: published table → generation in the lake → pointer in the ledger. Keep out: the mathematics.
 
@@ -6,10 +6,10 @@ A generation is named by what determined it, so building from the same rows is n
 """
 
 import io
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 from mm_assets.anomalies import fit_baseline
 from mm_assets.clustering import fit_clusters
 from mm_assets.errors import ConfigError
-from mm_assets.flows.generations import BASELINE, CLUSTERS, SPACES, TAXONOMY, Space
+from mm_assets.flows.generations import BASELINE, CLUSTERS, SPACES, TAXONOMY, Space, table_of
+from mm_assets.flows.locking import held
 from mm_assets.flows.publishing import stale_judgement_shards, stale_step_shards, withdrawn_shards
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
 from mm_assets.indexing import build_index
 from mm_assets.lake import to_parquet
+from mm_assets.ledger.catalog import PUBLISH_LOCK
 from mm_assets.retrieval import Encoder
 from mm_assets.tagging import Taxonomy
 from mm_assets.vectors import Floats, from_arrow
@@ -47,26 +49,47 @@ class Built:
 
 
 def needs_refresh(workspace: Workspace) -> bool:
-    """Whether tables or what is built from them lag behind the results."""
+    """Whether tables or what is built from them lag behind the results, or versions that left are still there."""
     published = workspace.ledger.catalog.published()
     if any(published.get(step) != recipe for step, recipe in workspace.recipes.items()):
         return True
-    if stale_step_shards(workspace) or withdrawn_shards(workspace) or stale_judgement_shards(workspace):
+    if workspace.ledger.removals.n_leaving() or withdrawn_shards(workspace):
         return True
+    return bool(stale_step_shards(workspace) or stale_judgement_shards(workspace) or lagging(workspace))
+
+
+def lagging(workspace: Workspace) -> list[str]:
+    """Return the current generations that would be made of other rows now."""
     current = workspace.ledger.catalog.generations()
-    return any(manifest["made_of"] != _made_of(workspace, name) for name, manifest in current.items())
+    return [name for name, manifest in current.items() if manifest["made_of"] != _made_of(workspace, name)]
 
 
 def _made_of(workspace: Workspace, name: str) -> str:
     """Name what a generation would be made of now: the files of its table, and the settings; reads no row."""
     refresh = workspace.settings.refresh
     options = [refresh.exact_index_rows, refresh.min_recall, refresh.min_cluster_size, refresh.anomaly_neighbours]
-    table = next((s.table for s in SPACES.values() if s.generation_name == name), SPACES["visual"].table)
-    files = [f"{f.shard} {f.fingerprint}" for f in workspace.ledger.catalog.shard_files().values() if f.name == table]
+    known = workspace.ledger.catalog.shard_files().values()
+    files = [f"{file.shard} {file.fingerprint}" for file in known if file.name == table_of(name)]
     marks = [_read_taxonomy(workspace).digest] if name == TAXONOMY else sorted(files)
     return short_hash(*map(str, options), *marks)
 
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _as_publisher(build: Callable[Concatenate[Workspace, _P], _T]) -> Callable[Concatenate[Workspace, _P], _T]:
+    """Let one process at a time build from the tables; raises BusyError while another publishes."""
+
+    @wraps(build)
+    def locked(workspace: Workspace, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with held(workspace, PUBLISH_LOCK):
+            return build(workspace, *args, **kwargs)
+
+    return locked
+
+
+@_as_publisher
 def build_vector_index(workspace: Workspace, space: Space) -> Built:
     """Build the index of a space from its published table, unless the current one was made from the same rows."""
     ids, vectors, recipes = _points(workspace, space)
@@ -82,6 +105,7 @@ def build_vector_index(workspace: Workspace, space: Space) -> Built:
     return _build(workspace, space.generation_name, ids, recipes, marks, vectors.shape, build)
 
 
+@_as_publisher
 def build_cluster_model(workspace: Workspace) -> Built:
     """Cluster the visual space, unless the current model was made from the same rows."""
     ids, vectors, recipes = _points(workspace, SPACES["visual"])
@@ -96,6 +120,7 @@ def build_cluster_model(workspace: Workspace) -> Built:
     return _build(workspace, CLUSTERS, ids, recipes, [str(size)], vectors.shape, build)
 
 
+@_as_publisher
 def build_anomaly_baseline(workspace: Workspace) -> Built:
     """Freeze the baseline of the visual space, unless the current one was made from the same rows."""
     ids, vectors, recipes = _points(workspace, SPACES["visual"])
@@ -108,6 +133,7 @@ def build_anomaly_baseline(workspace: Workspace) -> Built:
     return _build(workspace, BASELINE, ids, recipes, [str(k)], vectors.shape, build)
 
 
+@_as_publisher
 def freeze_taxonomy(workspace: Workspace) -> Built:
     """Encode the taxonomy's prompts, unless the current one was made from the same file and model."""
     extractor = workspace.extractors["visual_embeddings"]
@@ -187,20 +213,3 @@ def _model_file(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
-
-
-def write_scan_report(workspace: Workspace) -> dict[str, Any]:
-    """Count what there is, what is done and what failed and why; writes ``reports/latest.parquet``."""
-    rows = []
-    for source in workspace.settings.sources:
-        scan = workspace.ledger.objects.scan(source.alias)
-        n_live = workspace.ledger.objects.n_live(source.alias)
-        rows.append({"bucket": source.alias, "step": None, "state": "live", "reason": scan.alarm, "n_objects": n_live})
-    counts = workspace.ledger.work.counts(dict(workspace.recipes))
-    for (step, state, reason), n in sorted(counts.items(), key=str):
-        rows.append({"bucket": None, "step": step, "state": state, "reason": reason, "n_objects": n})
-    types = [("bucket", pa.string()), ("step", pa.string()), ("state", pa.string()), ("reason", pa.string())]
-    table = pa.Table.from_pylist(rows, pa.schema([*types, ("n_objects", pa.int64())]))
-    made_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    key = workspace.lake.write_report("latest.parquet", to_parquet(table, {"made_at": made_at}))
-    return {"key": key, "rows": rows, "made_at": made_at}

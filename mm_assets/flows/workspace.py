@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from mm_assets.buckets.base import Store
+from mm_assets.buckets.traffic import Traffic
 from mm_assets.errors import ConfigError
 from mm_assets.extractors.base import Extractor
 from mm_assets.extractors.packs import Pack
@@ -26,6 +27,7 @@ class Workspace:
     ----------
     sources : alias → store; only ever read
     extractors : step → extractor, not loaded until first used
+    traffic : request rates, breakers and counts that the stores share
     recipes : step → recipe, of all steps
     """
 
@@ -35,12 +37,13 @@ class Workspace:
     sources: Mapping[str, Store]
     pack: Pack
     extractors: Mapping[str, Extractor]
+    traffic: Traffic = field(default_factory=Traffic)
     recipes: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Name the recipes and bind the ledger to this lake."""
         self.recipes = build_recipes(self.settings, self.extractors)
-        self.ledger.bind_lake(self.lake.lake_id())
+        self.ledger.bind_lake(self.lake.make_id())
 
     def recipes_of(self, alias: str) -> dict[str, str]:
         """Return step → recipe of the steps that a source asks for, and what they need."""

@@ -4,20 +4,29 @@ Put here: transactions on SQLite or PostgreSQL through SQLAlchemy Core. Keep out
 transaction moves a cursor and its rows together; the whole can be filled again from sources and lake.
 """
 
-from mm_assets.ledger.catalog import Catalog, ShardFile
+from mm_assets.ledger.batches import Batch
+from mm_assets.ledger.catalog import PUBLISH_LOCK, Catalog, ShardFile
 from mm_assets.ledger.database import Ledger
-from mm_assets.ledger.objects import KnownObject, ObjectBook, PageDelta, SeenObject
-from mm_assets.ledger.work import Batch, Claim, Finished, WorkBook
+from mm_assets.ledger.objects import ObjectBook, Refusal
+from mm_assets.ledger.scans import LostCursorError, Scan
+from mm_assets.ledger.transactions import LedgerUnavailableError
+from mm_assets.ledger.versions import KnownObject, PageDelta, SeenObject
+from mm_assets.ledger.work import Claim, Finished, WorkBook
 
 __all__ = [
+    "PUBLISH_LOCK",
     "Batch",
     "Catalog",
     "Claim",
     "Finished",
     "KnownObject",
     "Ledger",
+    "LedgerUnavailableError",
+    "LostCursorError",
     "ObjectBook",
     "PageDelta",
+    "Refusal",
+    "Scan",
     "SeenObject",
     "ShardFile",
     "WorkBook",

@@ -10,8 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Engine, Table, delete, func, select
+from sqlalchemy.engine import Connection
 
+from mm_assets.ledger.locks import keeps_lock
 from mm_assets.ledger.tables import GENERATIONS, PUBLISHED, SHARD_FILES
+from mm_assets.ledger.transactions import insert_into, retried
+
+PUBLISH_LOCK = "publish"
+# The fingerprint of a file whose writer lost the lock: it equals none, so the next publish writes the file again.
+OVERTAKEN = "overtaken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +38,17 @@ class Catalog:
         self._engine = engine
         self._reader = engine.execution_options(mm_reads=True)
 
-    def _replace(self, table: Table, where: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-        with self._engine.begin() as connection:
-            connection.execute(delete(table).where(*(table.c[name] == value for name, value in where.items())))
-            connection.execute(table.insert().values(**where, **values))
-
     def published(self) -> dict[str, str]:
         """Return step → recipe whose rows the tables show."""
         with self._reader.connect() as connection:
             return {row.step: row.recipe for row in connection.execute(select(PUBLISHED))}
 
+    @retried
     def publish(self, recipes: Mapping[str, str]) -> None:
         """Show these recipes from the next publish on; all of them at once."""
         with self._engine.begin() as connection:
-            connection.execute(delete(PUBLISHED).where(PUBLISHED.c.step.in_(list(recipes))))
-            rows = [{"step": step, "recipe": recipe} for step, recipe in recipes.items()]
-            if rows:
-                connection.execute(PUBLISHED.insert(), rows)
+            for step, recipe in sorted(recipes.items()):
+                _replace(connection, PUBLISHED, {"step": step}, {"recipe": recipe})
 
     def generation(self, name: str) -> dict[str, Any] | None:
         """Return the manifest of the current generation of an index, model or baseline."""
@@ -60,10 +61,12 @@ class Catalog:
         with self._reader.connect() as connection:
             return {row.name: json.loads(row.manifest) for row in connection.execute(select(GENERATIONS))}
 
+    @retried
     def set_generation(self, name: str, manifest: Mapping[str, Any]) -> None:
         """Point to another generation; going back is the same call."""
         values = {"generation": manifest["generation"], "manifest": json.dumps(manifest, sort_keys=True)}
-        self._replace(GENERATIONS, {"name": name}, values)
+        with self._engine.begin() as connection:
+            _replace(connection, GENERATIONS, {"name": name}, values)
 
     def shard_files(self) -> dict[tuple[str, int], ShardFile]:
         """Return all published files by (table, shard)."""
@@ -78,13 +81,29 @@ class Catalog:
         with self._reader.connect() as connection:
             return float(connection.scalar(select(func.max(SHARD_FILES.c.published_at))) or 0.0)
 
-    def set_shard_file(self, file: ShardFile) -> None:
-        """Note a published file, after it is durable."""
-        values = {"fingerprint": file.fingerprint, "n_rows": file.n_rows, "published_at": time.time()}
-        self._replace(SHARD_FILES, {"name": file.name, "shard": file.shard}, values)
+    @retried
+    def set_shard_file(self, file: ShardFile, token: int | None = None) -> None:
+        """Note a published file, after it is durable.
 
+        Parameters
+        ----------
+        token : of the lock ``publish``; when it is no longer ours, another publisher may have written the file before
+            or after, so it is noted as overtaken and written again by the next publish
+        """
+        with self._engine.begin() as connection:
+            is_ours = token is None or keeps_lock(connection, PUBLISH_LOCK, token)
+            values = {"fingerprint": file.fingerprint if is_ours else OVERTAKEN, "n_rows": file.n_rows}
+            values["published_at"] = time.time()
+            _replace(connection, SHARD_FILES, {"name": file.name, "shard": file.shard}, values)
+
+    @retried
     def forget_shard_files(self, names: Sequence[tuple[str, int]]) -> None:
         """Forget removed files."""
         with self._engine.begin() as connection:
-            for name, shard in names:
+            for name, shard in sorted(names):
                 connection.execute(delete(SHARD_FILES).where(SHARD_FILES.c.name == name, SHARD_FILES.c.shard == shard))
+
+
+def _replace(connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    row = insert_into(connection, table).values(**key, **values)
+    connection.execute(row.on_conflict_do_update(index_elements=list(key), set_=values))

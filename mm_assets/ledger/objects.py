@@ -1,259 +1,197 @@
-"""Which object versions exist, and how far each listing has come.
+"""Which object versions exist.
 
-Put here: upserts of listed pages, versions that supersede each other, deletions. Keep out: the work on them.
+Put here: pages of a listing, hints of events, deletions, names that cannot be held, looking versions up. Keep out: the
+work on them.
 """
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
 
-from sqlalchemy import Engine, and_, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
 
-from mm_assets.identity import ObjectVersion
-from mm_assets.ledger.tables import FACTS, OBJECTS, SCANS, WORK
+from mm_assets.ledger import inbox
+from mm_assets.ledger.scans import LostCursorError, Scan, ScanBook, calls_today, lock_scan, set_scan
+from mm_assets.ledger.tables import IS_LIVE, OBJECTS, REFUSALS, SCANS, WORK
+from mm_assets.ledger.transactions import insert_into, retried
+from mm_assets.ledger.versions import (
+    KnownObject,
+    PageDelta,
+    SeenObject,
+    chunks,
+    known_object,
+    leave,
+    live_at_keys,
+    upsert,
+)
 
-_CHUNK = 500  # bound parameters in one statement; SQLite's limit is 32,766
-
-
-@dataclass(frozen=True, slots=True)
-class SeenObject:
-    """One selected object of a listing."""
-
-    version: ObjectVersion
-    size_bytes: int
-    modified_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class KnownObject:
-    """One row of the ledger."""
-
-    version: ObjectVersion
-    object_id: str
-    partition_key: str
-    size_bytes: int
-    modified_at: float
-    shard: int
-    state: str
+__all__ = [
+    "KnownObject",
+    "LostCursorError",
+    "ObjectBook",
+    "PageDelta",
+    "Refusal",
+    "SeenObject",
+    "chunks",
+    "known_object",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class PageDelta:
-    """What a page of a listing changed."""
+class Refusal:
+    """An object whose name no key can hold.
 
-    n_new: int = 0
-    n_changed: int = 0
-    n_revived: int = 0
+    Attributes
+    ----------
+    refusal_id : hash of alias and raw name
+    shown_key : the name, escaped
+    first_seen_at : set when it is stored
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """How far the listing of a source has come."""
-
+    refusal_id: str
     alias: str
-    after: str
-    pass_number: int
-    n_seen: int
-    alarm: str | None
-    deletions_confirmed: bool
-    finished_at: float | None
+    shown_key: str
+    reason: str
+    error: str
+    first_seen_at: float = 0.0
 
 
-def chunks(items: Sequence[str], size: int = _CHUNK) -> Iterable[Sequence[str]]:
-    """Cut a sequence into pieces that fit one statement."""
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def want(connection: Connection, object_ids: Sequence[str], recipes: Mapping[str, str]) -> None:
-    """Open rows of work for these versions; existing rows stay as they are."""
-    rows = [
-        {"object_id": object_id, "step": step, "recipe": recipe, "state": "wanted", "changed_at": time.time()}
-        for object_id in object_ids
-        for step, recipe in recipes.items()
-    ]
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    if rows:
-        connection.execute(dialect.insert(WORK).on_conflict_do_nothing(), rows)
-
-
-def known_object(row: Row[tuple[object, ...]]) -> KnownObject:
-    """Build from a row of ``objects``."""
-    fields = row._mapping  # noqa: SLF001  SQLAlchemy's documented way to read a row by name
-    return KnownObject(
-        ObjectVersion(fields["alias"], fields["key"], fields["etag"], fields["version_id"]),
-        fields["object_id"],
-        fields["partition_key"],
-        fields["size_bytes"],
-        fields["modified_at"],
-        fields["shard"],
-        fields["state"],
-    )
-
-
-class ObjectBook:
+class ObjectBook(ScanBook):
     """Object versions and scans."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._reader = engine.execution_options(mm_reads=True)
+    # -- what is seen --------------------------------------------------------------------------------------------
 
-    # -- scans ---------------------------------------------------------------------------------------------------
-
-    def scan(self, alias: str) -> Scan:
-        """Return the scan of a source, opening its first pass where there is none."""
-        with self._engine.begin() as connection:
-            row = connection.execute(select(SCANS).where(SCANS.c.alias == alias)).one_or_none()
-            if row is None:
-                connection.execute(SCANS.insert().values(alias=alias))
-                return Scan(alias, "", 1, 0, None, False, None)
-        return Scan(
-            row.alias, row.after, row.pass_number, row.n_seen, row.alarm, row.deletions_confirmed, row.finished_at
-        )
-
+    @retried
     def record_page(
         self,
         alias: str,
         seen: Sequence[SeenObject],
         *,
+        at: Scan,
         after: str | None,
         shard_objects: int,
-        recipes: Mapping[str, str] = MappingProxyType({}),
+        n_calls: int = 1,
     ) -> PageDelta:
-        """Store one page of a listing, want the work on what is new, and move the cursor, in one transaction.
+        """Store one page of a listing and move the cursor, in one transaction.
 
         Parameters
         ----------
         seen : the selected objects of the page
+        at : where the listing was when the page was asked for
         after : where the next page starts; None leaves the cursor for ``finish_pass`` to wrap
         shard_objects : object versions in one shard
-        recipes : step → recipe that new versions get a row of work for
+        n_calls : listing calls that the page took
+
+        Raises
+        ------
+        LostCursorError
+            Another lister moved the cursor; nothing is written.
         """
         with self._engine.begin() as connection:
-            scan = connection.execute(select(SCANS).where(SCANS.c.alias == alias)).one()
-            delta, fresh = self._upsert(connection, seen, scan.pass_number, shard_objects)
-            want(connection, fresh, recipes)
-            values: dict[str, Any] = {"n_seen": SCANS.c.n_seen + len(seen), "pages": SCANS.c.pages + 1}
-            if after is not None:
-                values["after"] = after
-            connection.execute(update(SCANS).where(SCANS.c.alias == alias).values(**values))
+            row = lock_scan(connection, alias, at)
+            delta = upsert(connection, alias, seen, row.pass_number, shard_objects)
+            moved = {"after": row.after if after is None else after, "pages": row.pages + 1}
+            set_scan(connection, alias, n_seen=row.n_seen + len(seen), **moved, **calls_today(row, n_calls))
         return delta
 
-    def missing(self, alias: str) -> list[KnownObject]:
-        """Return the live versions that the current pass has not seen; meaningful once the pass has ended."""
+    @retried
+    def record_hinted(
+        self, alias: str, seen: Sequence[SeenObject], settled: Sequence[int], *, shard_objects: int
+    ) -> PageDelta:
+        """Store what events led to, and settle them, in one transaction; no cursor moves.
+
+        Parameters
+        ----------
+        settled : rows of the inbox
+        """
+        with self._engine.begin() as connection:
+            row = lock_scan(connection, alias)
+            delta = upsert(connection, alias, seen, row.pass_number, shard_objects)
+            inbox.settle(connection, settled)
+        return delta
+
+    # -- what is gone --------------------------------------------------------------------------------------------
+
+    @retried
+    def retire(self, alias: str, object_ids: Sequence[str], settled: Sequence[int]) -> int:
+        """Let versions leave because of events, and settle these, in one transaction; returns how many left."""
+        with self._engine.begin() as connection:
+            row = lock_scan(connection, alias)
+            n = leave(connection, object_ids, "gone", OBJECTS.c.alias == alias)
+            set_scan(connection, alias, n_gone_by_event=row.n_gone_by_event + n)
+            inbox.settle(connection, settled)
+        return n
+
+    def n_missing(self, alias: str) -> int:
+        """Count the live versions that the current pass has not seen; meaningful once the pass has ended."""
         with self._reader.connect() as connection:
-            scan = connection.execute(select(SCANS).where(SCANS.c.alias == alias)).one()
-            query = select(OBJECTS).where(
-                OBJECTS.c.alias == alias, OBJECTS.c.state == "live", OBJECTS.c.seen_pass < scan.pass_number
-            )
-            return [known_object(row) for row in connection.execute(query)]
+            return int(connection.scalar(select(func.count()).select_from(OBJECTS).where(_missing(alias))) or 0)
+
+    def missing(self, alias: str) -> list[KnownObject]:
+        """Return the live versions that the current pass has not seen; all of them in memory, so count them before."""
+        with self._reader.connect() as connection:
+            return [known_object(row) for row in connection.execute(select(OBJECTS).where(_missing(alias)))]
+
+    @retried
+    def finish_pass(self, alias: str, gone: Sequence[str], alarm: str | None, *, at: Scan, n_calls: int = 0) -> int:
+        """End a pass: retire what is gone, wrap the cursor, keep or clear the alarm. One transaction.
+
+        A version that an event showed meanwhile stays. Returns how many left.
+
+        Raises
+        ------
+        LostCursorError
+            Another lister moved the cursor; nothing is written.
+        """
+        with self._engine.begin() as connection:
+            row = lock_scan(connection, alias, at)
+            n = leave(connection, gone, "gone", OBJECTS.c.seen_pass < row.pass_number)
+            ended = {"after": "", "pass_number": row.pass_number + 1, "n_seen": 0, "finished_at": time.time()}
+            ended |= {"alarm": alarm, "deletions_confirmed": False, "n_gone_by_event": 0}
+            set_scan(connection, alias, **ended, **calls_today(row, n_calls))
+        return n
+
+    # -- names that no key can hold ------------------------------------------------------------------------------
+
+    @retried
+    def refuse(self, refusals: Sequence[Refusal]) -> int:
+        """Remember names that cannot be held; returns how many were new."""
+        now = time.time()
+        n = 0
+        with self._engine.begin() as connection:
+            for refusal in sorted(refusals, key=lambda item: item.refusal_id):
+                values = asdict(refusal) | {"first_seen_at": now}
+                n += connection.execute(
+                    insert_into(connection, REFUSALS).values(**values).on_conflict_do_nothing()
+                ).rowcount
+        return n
+
+    def refusals(self) -> list[Refusal]:
+        """Return all names that cannot be held, in the order of discovery."""
+        query = select(REFUSALS).order_by(REFUSALS.c.first_seen_at, REFUSALS.c.refusal_id)
+        with self._reader.connect() as connection:
+            return [
+                Refusal(r.refusal_id, r.alias, r.shown_key, r.reason, r.error, r.first_seen_at)
+                for r in connection.execute(query)
+            ]
+
+    # -- looking up ----------------------------------------------------------------------------------------------
 
     def n_live(self, alias: str) -> int:
         """Count the live versions of a source."""
-        query = select(func.count()).where(OBJECTS.c.alias == alias, OBJECTS.c.state == "live")
+        query = select(func.count()).select_from(OBJECTS).where(IS_LIVE, OBJECTS.c.alias == alias)
         with self._reader.connect() as connection:
             return int(connection.scalar(query) or 0)
 
     def live_shards(self) -> set[int]:
         """Return the shards that hold a live version."""
         with self._reader.connect() as connection:
-            return set(connection.scalars(select(OBJECTS.c.shard).where(OBJECTS.c.state == "live").distinct()))
+            return set(connection.scalars(select(OBJECTS.c.shard).where(IS_LIVE).distinct()))
 
-    def finish_pass(self, alias: str, gone: Sequence[str], alarm: str | None) -> None:
-        """End a pass: retire what is gone, wrap the cursor, keep or clear the alarm. One transaction."""
-        with self._engine.begin() as connection:
-            for part in chunks(gone):
-                connection.execute(update(OBJECTS).where(OBJECTS.c.object_id.in_(part)).values(state="gone"))
-            values = {"after": "", "pass_number": SCANS.c.pass_number + 1, "n_seen": 0, "alarm": alarm}
-            values |= {"finished_at": time.time(), "deletions_confirmed": False}
-            connection.execute(update(SCANS).where(SCANS.c.alias == alias).values(**values))
-
-    def confirm_deletions(self, alias: str) -> bool:
-        """Let the next complete pass retire what is missing; returns False when no alarm waits."""
-        query = update(SCANS).where(SCANS.c.alias == alias, SCANS.c.alarm.is_not(None))
-        with self._engine.begin() as connection:
-            return bool(connection.execute(query.values(deletions_confirmed=True)).rowcount)
-
-    # -- versions ------------------------------------------------------------------------------------------------
-
-    def _upsert(
-        self, connection: Connection, seen: Sequence[SeenObject], pass_number: int, shard_objects: int
-    ) -> tuple[PageDelta, list[str]]:
-        by_id = {item.version.object_id: item for item in seen}
-        states = self._states(connection, list(by_id))
-        self._touch(connection, [object_id for object_id, state in states.items() if state == "live"], pass_number)
-        fresh = {object_id: item for object_id, item in by_id.items() if states.get(object_id) != "live"}
-        if not fresh:
-            return PageDelta(), []
-        replaced = self._supersede(connection, fresh)
-        revived = [object_id for object_id in fresh if object_id in states]
-        self._revive(connection, revived, pass_number)
-        new = {object_id: item for object_id, item in fresh.items() if object_id not in states}
-        self._insert(connection, new, replaced, pass_number, shard_objects)
-        n_changed = sum((item.version.alias, item.version.key) in replaced for item in new.values())
-        return PageDelta(len(new) - n_changed, n_changed, len(revived)), list(fresh)
-
-    def _states(self, connection: Connection, object_ids: list[str]) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for part in chunks(object_ids):
-            query = select(OBJECTS.c.object_id, OBJECTS.c.state).where(OBJECTS.c.object_id.in_(part))
-            found.update((row.object_id, row.state) for row in connection.execute(query))
-        return found
-
-    def _touch(self, connection: Connection, object_ids: list[str], pass_number: int) -> None:
-        for part in chunks(object_ids):
-            connection.execute(update(OBJECTS).where(OBJECTS.c.object_id.in_(part)).values(seen_pass=pass_number))
-
-    def _revive(self, connection: Connection, object_ids: list[str], pass_number: int) -> None:
-        """Bring back versions that were there before (A, B, A): their results still hold."""
-        for part in chunks(object_ids):
-            values = {"state": "live", "seen_pass": pass_number}
-            connection.execute(update(OBJECTS).where(OBJECTS.c.object_id.in_(part)).values(**values))
-
-    def _supersede(
-        self, connection: Connection, fresh: dict[str, SeenObject]
-    ) -> dict[tuple[str, str], Row[tuple[object, ...]]]:
-        """Retire the live versions of the same keys; returns them by (alias, key)."""
-        replaced: dict[tuple[str, str], Row[tuple[object, ...]]] = {}
-        alias = next(iter(fresh.values())).version.alias
-        for part in chunks([item.version.key for item in fresh.values()]):
-            of_keys = and_(OBJECTS.c.alias == alias, OBJECTS.c.key.in_(part), OBJECTS.c.state == "live")
-            for row in connection.execute(select(OBJECTS).where(of_keys)):
-                replaced[row.alias, row.key] = row
-            connection.execute(update(OBJECTS).where(of_keys).values(state="superseded"))
-        return replaced
-
-    def _insert(
-        self,
-        connection: Connection,
-        new: dict[str, SeenObject],
-        replaced: dict[tuple[str, str], Row[tuple[object, ...]]],
-        pass_number: int,
-        shard_objects: int,
-    ) -> None:
-        n_first = sum((item.version.alias, item.version.key) not in replaced for item in new.values())
-        place = self._take_places(connection, n_first)
-        rows = []
-        for object_id, item in new.items():
-            old = replaced.get((item.version.alias, item.version.key))
-            here, shard = (old.place, old.shard) if old is not None else (place, place // shard_objects)
-            place += old is None
-            rows.append(_new_row(object_id, item, here, shard, pass_number))
-        if rows:
-            connection.execute(OBJECTS.insert(), rows)
-
-    def _take_places(self, connection: Connection, n: int) -> int:
-        """Reserve n places in the order of discovery; returns the first."""
-        mine = FACTS.c.name == "next_place"
-        known = connection.scalar(select(FACTS.c.value).where(mine))
-        if known is None:
-            connection.execute(FACTS.insert().values(name="next_place", value=str(n)))
-            return 0
-        connection.execute(update(FACTS).where(mine).values(value=str(int(known) + n)))
-        return int(known)
+    def live_at_key(self, alias: str, keys: Iterable[str]) -> dict[str, KnownObject]:
+        """Return key → live version."""
+        with self._reader.connect() as connection:
+            return {key: known_object(row) for key, row in live_at_keys(connection, alias, keys).items()}
 
     def find(self, text: str) -> list[KnownObject]:
         """Find versions by object id, partition key, key, or ``alias/key``; live ones first."""
@@ -270,18 +208,18 @@ class ObjectBook:
 
     def by_partition_keys(self, partition_keys: Sequence[str]) -> list[KnownObject]:
         """Return the versions of these partition keys, in the order given; unknown ones are left out."""
-        return self._by(OBJECTS.c.partition_key, partition_keys)
+        return self._by("partition_key", partition_keys)
 
     def by_ids(self, object_ids: Sequence[str]) -> list[KnownObject]:
         """Return the versions of these ids, in the order given; unknown ones are left out."""
-        return self._by(OBJECTS.c.object_id, object_ids)
+        return self._by("object_id", object_ids)
 
-    def _by(self, column: object, values: Sequence[str]) -> list[KnownObject]:
+    def _by(self, column: str, values: Sequence[str]) -> list[KnownObject]:
         found: dict[str, KnownObject] = {}
         with self._reader.connect() as connection:
             for part in chunks(values):
-                for row in connection.execute(select(OBJECTS).where(column.in_(part))):  # type: ignore[attr-defined]
-                    found[getattr(row, column.name)] = known_object(row)  # type: ignore[attr-defined]
+                for row in connection.execute(select(OBJECTS).where(OBJECTS.c[column].in_(part))):
+                    found[getattr(row, column)] = known_object(row)
         return [found[value] for value in values if value in found]
 
     # -- Dagster's working set -----------------------------------------------------------------------------------
@@ -289,7 +227,7 @@ class ObjectBook:
     def n_in_dagster(self) -> int:
         """Count the keys that Dagster holds."""
         with self._reader.connect() as connection:
-            return int(connection.scalar(select(func.count()).where(OBJECTS.c.in_dagster)) or 0)
+            return int(connection.scalar(select(func.count()).select_from(OBJECTS).where(OBJECTS.c.in_dagster)) or 0)
 
     def retirable(self, limit: int, recipes: Collection[str]) -> list[KnownObject]:
         """Return versions held by Dagster with nothing left to do and nothing dead, oldest first."""
@@ -302,27 +240,14 @@ class ObjectBook:
         with self._reader.connect() as connection:
             return [known_object(row) for row in connection.execute(query.order_by(OBJECTS.c.place).limit(limit))]
 
+    @retried
     def set_in_dagster(self, object_ids: Sequence[str], held: bool) -> None:
         """Note which keys Dagster holds."""
         with self._engine.begin() as connection:
-            for part in chunks(object_ids):
+            for part in chunks(sorted(object_ids)):
                 connection.execute(update(OBJECTS).where(OBJECTS.c.object_id.in_(part)).values(in_dagster=held))
 
 
-def _new_row(object_id: str, item: SeenObject, place: int, shard: int, pass_number: int) -> dict[str, object]:
-    return {
-        "object_id": object_id,
-        "alias": item.version.alias,
-        "key": item.version.key,
-        "etag": item.version.etag,
-        "version_id": item.version.version_id,
-        "partition_key": item.version.partition_key,
-        "size_bytes": item.size_bytes,
-        "modified_at": item.modified_at,
-        "place": place,
-        "shard": shard,
-        "state": "live",
-        "first_seen_at": time.time(),
-        "seen_pass": pass_number,
-        "in_dagster": False,
-    }
+def _missing(alias: str) -> ColumnElement[bool]:
+    current = select(SCANS.c.pass_number).where(SCANS.c.alias == alias).scalar_subquery()
+    return and_(IS_LIVE, OBJECTS.c.alias == alias, OBJECTS.c.seen_pass < current)

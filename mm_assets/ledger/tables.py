@@ -1,13 +1,17 @@
 """The ledger's tables, as SQLAlchemy Core.
 
-Put here: columns and indexes. Keep out: statements. Times are seconds since the epoch, UTC.
+Put here: columns, indexes, and the conditions that indexes rest on. Keep out: statements. Times are seconds since the
+epoch, UTC. A column added after the first release has a default of the server's, so that older ledgers can be given it.
 """
+
+import hashlib
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
     Float,
+    Identity,
     Index,
     Integer,
     MetaData,
@@ -15,9 +19,16 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    literal_column,
+    text,
 )
 
 METADATA = MetaData()
+_LIVE = text("state = 'live'")
+_HELD_SQLITE, _HELD_POSTGRESQL = text("in_dagster = 1"), text("in_dagster")
+_PLANNED = text("batch_id IS NOT NULL")
+_TO_SWEEP = text("left_at IS NOT NULL AND swept_at IS NULL")
+_WAITS = text("done_at IS NULL")
 
 OBJECTS = Table(
     "objects",
@@ -25,6 +36,7 @@ OBJECTS = Table(
     Column("object_id", String(32), primary_key=True),
     Column("alias", String(63), nullable=False),
     Column("key", Text, nullable=False),
+    Column("key_hash", String(32), nullable=False, server_default=""),  # keys outgrow PostgreSQL's index rows
     Column("etag", Text, nullable=False),
     Column("version_id", Text, nullable=False, default=""),
     Column("partition_key", Text, nullable=False, unique=True),
@@ -32,13 +44,20 @@ OBJECTS = Table(
     Column("modified_at", Float, nullable=False),
     Column("place", BigInteger, nullable=False),  # order of discovery; a new version takes its predecessor's
     Column("shard", Integer, nullable=False),
-    Column("state", String(16), nullable=False),  # live | superseded | gone
+    Column("state", String(16), nullable=False),  # live | superseded | gone | erased
     Column("first_seen_at", Float, nullable=False),
     Column("seen_pass", Integer, nullable=False),
     Column("in_dagster", Boolean, nullable=False, default=False),
-    Index("objects_by_key", "alias", "key"),
-    Index("objects_by_shard", "shard", "state"),
-    Index("objects_by_pass", "alias", "state", "seen_pass"),
+    Column(
+        "opened_for", String(16), nullable=False, default="", server_default=""
+    ),  # recipes for which its rows of work were opened
+    Column("left_at", Float),  # when it ceased to be live
+    Column("swept_at", Float),  # when its results were removed
+    Index("objects_live_key", "alias", "key_hash", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
+    Index("objects_in_place", "shard", "place", sqlite_where=_LIVE, postgresql_where=_LIVE),
+    Index("objects_to_open", "alias", "opened_for", "place", sqlite_where=_LIVE, postgresql_where=_LIVE),
+    Index("objects_in_dagster", "place", sqlite_where=_HELD_SQLITE, postgresql_where=_HELD_POSTGRESQL),
+    Index("objects_to_sweep", "left_at", sqlite_where=_TO_SWEEP, postgresql_where=_TO_SWEEP),
 )
 
 WORK = Table(
@@ -59,10 +78,11 @@ WORK = Table(
     Column("not_before", Float, nullable=False, default=0.0),
     Column("batch_id", String(32)),
     Column("changed_at", Float, nullable=False),
+    Column("replays", Integer, nullable=False, default=0, server_default="0"),  # how often a person asked for it again
     PrimaryKeyConstraint("object_id", "step", "recipe"),
-    Index("work_by_state", "state", "step"),
-    Index("work_by_batch", "batch_id"),
-    Index("work_by_step", "step", "recipe", "state"),
+    Index("work_by_state", "state", "step", "recipe", "reason"),
+    Index("work_by_change", "changed_at"),
+    Index("work_by_batch", "batch_id", sqlite_where=_PLANNED, postgresql_where=_PLANNED),
 )
 
 BATCHES = Table(
@@ -87,6 +107,15 @@ SCANS = Table(
     Column("finished_at", Float),
     Column("alarm", Text),  # why deletions wait for a person
     Column("deletions_confirmed", Boolean, nullable=False, default=False),
+    # Since the last complete pass; the brake counts them.
+    Column("n_gone_by_event", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("call_day", String(10), nullable=False, default="", server_default=""),
+    # Listing calls on that day (GMT).
+    Column("n_calls", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("paused_until", Float),  # a daily cap is used up
+    Column("pause_reason", Text),
+    Column("events_alarm", Text),  # the provider suspended the rule that sends events
+    Column("wants", Text, nullable=False, default="{}", server_default="{}"),  # JSON: step → recipe the source asks for
 )
 
 PUBLISHED = Table(
@@ -115,9 +144,64 @@ SHARD_FILES = Table(
     PrimaryKeyConstraint("name", "shard"),
 )
 
+LOCKS = Table(
+    "locks",
+    METADATA,
+    Column("name", String(127), primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("token", BigInteger, nullable=False),  # fencing: rises with each holder
+    Column("expires_at", Float, nullable=False),
+)
+
+INBOX = Table(
+    "inbox",
+    METADATA,
+    Column("inbox_id", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True),
+    Column("event_id", String(64), nullable=False, unique=True),  # SHA-256 of what makes the event one
+    Column("provider", String(16), nullable=False),
+    Column("alias", String(63), nullable=False),
+    Column("key", Text, nullable=False),
+    Column("key_hash", String(32), nullable=False),
+    Column("received_at", Float, nullable=False),
+    Column("fails", Integer, nullable=False, default=0),
+    Column("not_before", Float, nullable=False, default=0.0),
+    Column("done_at", Float),
+    Index("inbox_waiting", "not_before", sqlite_where=_WAITS, postgresql_where=_WAITS),
+    Index("inbox_done", "done_at"),
+)
+
+REFUSALS = Table(
+    "refusals",
+    METADATA,
+    Column("refusal_id", String(32), primary_key=True),  # hash of alias and raw name
+    Column("alias", String(63), nullable=False),
+    Column("shown_key", Text, nullable=False),  # escaped: the name itself is no text
+    Column("reason", Text, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("first_seen_at", Float, nullable=False),
+)
+
+METERS = Table(
+    "meters",
+    METADATA,
+    Column("day", String(10), nullable=False),  # GMT
+    Column("name", String(63), nullable=False),
+    Column("labels", String(255), nullable=False),  # JSON object, keys in order
+    Column("value", Float, nullable=False),
+    PrimaryKeyConstraint("day", "name", "labels"),
+)
+
 FACTS = Table(
     "facts",
     METADATA,
-    Column("name", String(63), primary_key=True),
+    Column("name", Text, primary_key=True),
     Column("value", Text, nullable=False),
 )
+
+# With the state as a literal, not as a parameter: SQLite uses a partial index only where the statement shows its condition.
+IS_LIVE = OBJECTS.c.state == literal_column("'live'")
+
+
+def key_hash(key: str) -> str:
+    """First 32 hex digits of the SHA-256 of a key: what ``key_hash`` holds."""
+    return hashlib.sha256(key.encode("utf-8")).hexdigest()[:32]

@@ -1,36 +1,27 @@
-"""What is wanted, claimed, done, skipped and dead: one row per object version, step and recipe.
+"""What is claimed, done, skipped and dead: one row per object version, step and recipe.
 
-Put here: planning of batches, claims with fencing tokens, the two budgets. Keep out: what a step computes.
+Put here: claims with fencing tokens, their ends, the two budgets. Keep out: what a step computes, and batches.
 
 ``tries`` counts failures that the object caused; ``claims`` counts starts, so that deaths of the worker show. Neither
-is touched by throttling and outages. Only the holder of the latest token may finish a row.
+is touched by throttling and outages. Only the holder of the latest token may finish a row. Leases are measured by the
+database's clock.
 """
 
 import time
-import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, or_, select, update
 from sqlalchemy.engine import Connection, Row
 
 from mm_assets.errors import Reason
-from mm_assets.ledger.objects import KnownObject, chunks, known_object
-from mm_assets.ledger.progress import FINAL_STATES, WorkReader, these
-from mm_assets.ledger.tables import BATCHES, OBJECTS, WORK
-
-_SUSPECT_CLAIMS = 2  # starts without an end before an object is run alone
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The object versions that one run processes."""
-
-    batch_id: str
-    lane: str
-    steps: tuple[str, ...]
-    n_objects: int
+from mm_assets.ledger.batches import BatchBook, change_work, lock_work, open_rows
+from mm_assets.ledger.clock import epoch_now
+from mm_assets.ledger.progress import these, wanted_by_source
+from mm_assets.ledger.tables import IS_LIVE, OBJECTS, WORK
+from mm_assets.ledger.transactions import retried
+from mm_assets.ledger.versions import KnownObject, chunks, known_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,142 +64,8 @@ class Finished:
     counts_as_try: bool = False
 
 
-class WorkBook(WorkReader):
-    """Work on object versions: what ``WorkReader`` reads, and all that changes it."""
-
-    def want(self, alias: str, recipes: Mapping[str, str]) -> int:
-        """Open a row for every live version of a source that has none for these recipes; returns how many."""
-        n = 0
-        with self._engine.begin() as connection:
-            for step, recipe in recipes.items():
-                known = select(WORK.c.object_id).where(
-                    WORK.c.object_id == OBJECTS.c.object_id, WORK.c.step == step, WORK.c.recipe == recipe
-                )
-                missing = select(
-                    OBJECTS.c.object_id,
-                    literal(step),
-                    literal(recipe),
-                    literal("wanted"),
-                    *(literal(value) for value in (0, 0, 0, 0.0, time.time())),
-                ).where(OBJECTS.c.alias == alias, OBJECTS.c.state == "live", ~known.exists())
-                columns = [
-                    "object_id",
-                    "step",
-                    "recipe",
-                    "state",
-                    "tries",
-                    "claims",
-                    "token",
-                    "not_before",
-                    "changed_at",
-                ]
-                n += connection.execute(insert(WORK).from_select(columns, missing)).rowcount
-        return n
-
-    # -- batches -------------------------------------------------------------------------------------------------
-
-    def plan(
-        self,
-        recipes: Mapping[str, str],
-        *,
-        needs: Mapping[str, Mapping[str, str]],
-        aliases: Collection[str],
-        size: int,
-        max_tries: int,
-        planner: str,
-        limit: int = 1_000,
-    ) -> list[Batch]:
-        """Group wanted work into batches.
-
-        Parameters
-        ----------
-        recipes : the steps (and recipes) that the batches may run
-        needs : step → (step → recipe) that must be done before, unless the same batch runs them
-        aliases : the sources there are
-        size : object versions in one batch; objects that failed before go eight at a time, on their last try alone
-        planner : name of this process, so that batches of a dead one can be freed
-        limit : batches made at most
-        """
-        with self._engine.begin() as connection:
-            ready = self._ready(connection, recipes, needs, aliases, max_tries, size * limit)
-            groups = [
-                ("bulk", _cut([o for o, tries in ready if tries == 0], size)),
-                ("bulk", _cut([o for o, tries in ready if 0 < tries < max_tries - 1], min(size, 8))),
-                ("single", _cut([o for o, tries in ready if tries and tries >= max_tries - 1], 1)),
-            ]
-            made = [(lane, part) for lane, parts in groups for part in parts][:limit]
-            return [self._make(connection, lane, part, recipes, planner) for lane, part in made]
-
-    def _ready(
-        self,
-        connection: Connection,
-        recipes: Mapping[str, str],
-        needs: Mapping[str, Mapping[str, str]],
-        aliases: Collection[str],
-        max_tries: int,
-        limit: int,
-    ) -> list[tuple[str, int]]:
-        """Return (object_id, most tries so far) of live versions with work that can start now.
-
-        An object over which workers died is a suspect: it counts as one on its last try, and so runs alone.
-        """
-        blocked = WORK.alias("blocked")
-        conditions = []
-        for step, recipe in recipes.items():
-            condition = and_(WORK.c.step == step, WORK.c.recipe == recipe)
-            for need, need_recipe in needs.get(step, {}).items():
-                if need in recipes:
-                    continue
-                done = select(blocked.c.object_id).where(
-                    blocked.c.object_id == WORK.c.object_id,
-                    blocked.c.step == need,
-                    blocked.c.recipe == need_recipe,
-                    blocked.c.state.in_(FINAL_STATES),
-                )
-                condition = and_(condition, done.exists())
-            conditions.append(condition)
-        query = (
-            select(WORK.c.object_id, func.max(WORK.c.tries), func.max(WORK.c.claims))
-            .join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id)
-            .where(WORK.c.state == "wanted", WORK.c.batch_id.is_(None), WORK.c.not_before <= time.time())
-            .where(OBJECTS.c.state == "live", OBJECTS.c.alias.in_(list(aliases)), or_(*conditions))
-            .group_by(WORK.c.object_id, OBJECTS.c.place)
-            .order_by(OBJECTS.c.place)
-            .limit(limit)
-        )
-        found = connection.execute(query)
-        return [
-            (object_id, max_tries if claims >= _SUSPECT_CLAIMS else int(tries)) for object_id, tries, claims in found
-        ]
-
-    def _make(
-        self, connection: Connection, lane: str, object_ids: Sequence[str], recipes: Mapping[str, str], planner: str
-    ) -> Batch:
-        batch = Batch(uuid.uuid4().hex, lane, tuple(recipes), len(object_ids))
-        connection.execute(
-            BATCHES.insert().values(
-                batch_id=batch.batch_id,
-                lane=lane,
-                steps=",".join(batch.steps),
-                n_objects=batch.n_objects,
-                planner=planner,
-                created_at=time.time(),
-            )
-        )
-        for part in chunks(object_ids):
-            rows = and_(WORK.c.object_id.in_(part), WORK.c.state == "wanted", WORK.c.batch_id.is_(None), these(recipes))
-            connection.execute(update(WORK).where(rows).values(batch_id=batch.batch_id))
-        return batch
-
-    def objects_of(self, batch_id: str) -> list[KnownObject]:
-        """Return the object versions of a batch that still have work in it."""
-        query = (
-            select(OBJECTS)
-            .where(OBJECTS.c.object_id.in_(select(WORK.c.object_id).where(WORK.c.batch_id == batch_id)))
-            .order_by(OBJECTS.c.place)
-        )
-        with self._reader.connect() as connection:
-            return [known_object(row) for row in connection.execute(query)]
+class WorkBook(BatchBook):
+    """Work on object versions: what ``BatchBook`` plans, from the claim to the end."""
 
     # -- claims --------------------------------------------------------------------------------------------------
 
@@ -226,116 +83,85 @@ class WorkBook(WorkReader):
         """Return what ``claim_batch`` would give up as ``crash_loop``, so that it can be recorded before."""
         rows = and_(_of_batch(batch_id, owner, recipes), WORK.c.claims >= max_claims)
         with self._reader.connect() as connection:
-            found = list(connection.execute(select(WORK).where(rows)))
-            return self._to_claims(connection, found)
+            return _to_claims(connection, connection.execute(select(WORK).where(rows)))
 
     def claim_objects(
         self, object_ids: Sequence[str], recipes: Mapping[str, str], owner: str, *, lease_s: float
     ) -> list[Claim]:
         """Claim these steps of these versions whatever their state, unless another worker holds them."""
+        self._open(object_ids)
         claims: list[Claim] = []
-        for part in chunks(object_ids):
-            free = or_(WORK.c.state != "claimed", WORK.c.lease_until < time.time())
+        for part in chunks(sorted(object_ids)):
+            free = or_(WORK.c.state != "claimed", WORK.c.lease_until < epoch_now())
             claims += self._claim(and_(WORK.c.object_id.in_(part), these(recipes), free), owner, lease_s, None)
         return claims
 
+    @retried
+    def _open(self, object_ids: Sequence[str]) -> None:
+        """Open the rows that the sources of these versions ask for."""
+        with self._engine.begin() as connection:
+            for alias, wants in sorted(wanted_by_source(connection).items()):
+                ids: list[str] = []
+                for part in chunks(sorted(object_ids)):
+                    live = and_(IS_LIVE, OBJECTS.c.alias == alias, OBJECTS.c.object_id.in_(part))
+                    ids += connection.scalars(select(OBJECTS.c.object_id).where(live))
+                open_rows(connection, ids, wants)
+
+    @retried
     def _claim(self, rows: ColumnElement[bool], owner: str, lease_s: float, max_claims: int | None) -> list[Claim]:
         now = time.time()
         with self._engine.begin() as connection:
+            lock_work(connection, rows)
             if max_claims is not None:
                 dead = {"state": "dead", "reason": str(Reason.CRASH_LOOP), "changed_at": now}
                 dead["error"] = f"the worker died {max_claims} times over this object"
                 connection.execute(update(WORK).where(rows, WORK.c.claims >= max_claims).values(**dead))
-            keys = [(r.object_id, r.step, r.recipe) for r in connection.execute(select(WORK).where(rows))]
-            values = {"state": "claimed", "owner": owner, "lease_until": now + lease_s, "changed_at": now}
+            values = {"state": "claimed", "owner": owner, "lease_until": epoch_now() + lease_s, "changed_at": now}
             counters = {"claims": WORK.c.claims + 1, "token": WORK.c.token + 1}
-            connection.execute(update(WORK).where(rows).values(**values, **counters))
-            return self._claimed(connection, owner, {object_id for object_id, _, _ in keys}, set(keys))
+            taken = connection.execute(update(WORK).where(rows).values(**values, **counters).returning(WORK))
+            return _to_claims(connection, taken)
 
-    def _claimed(
-        self, connection: Connection, owner: str, object_ids: set[str], keys: set[tuple[str, str, str]]
-    ) -> list[Claim]:
-        rows: list[Row[Any]] = []
-        for part in chunks(sorted(object_ids)):
-            mine = and_(WORK.c.object_id.in_(part), WORK.c.state == "claimed", WORK.c.owner == owner)
-            rows += connection.execute(select(WORK).where(mine))
-        return self._to_claims(connection, [row for row in rows if (row.object_id, row.step, row.recipe) in keys])
-
-    @staticmethod
-    def _to_claims(connection: Connection, rows: Sequence[Row[Any]]) -> list[Claim]:
-        """Group rows of work into one claim for each version."""
-        work: dict[str, list[Row[Any]]] = {}
-        for row in rows:
-            work.setdefault(row.object_id, []).append(row)
-        known: list[KnownObject] = []
-        for part in chunks(sorted(work)):
-            found = connection.execute(select(OBJECTS).where(OBJECTS.c.object_id.in_(part)).order_by(OBJECTS.c.place))
-            known += [known_object(row) for row in found]
-        return [
-            Claim(
-                item,
-                {row.step: row.recipe for row in work[item.object_id]},
-                {row.step: row.token for row in work[item.object_id]},
-                {row.step: row.tries for row in work[item.object_id]},
-                max(row.claims for row in work[item.object_id]),
-            )
-            for item in known
-        ]
-
-    def renew(self, owner: str, lease_s: float) -> None:
-        """Lengthen all leases of an owner."""
+    @retried
+    def renew(self, owner: str, lease_s: float) -> int:
+        """Lengthen all leases of an owner; returns how many it still has."""
         mine = and_(WORK.c.owner == owner, WORK.c.state == "claimed")
         with self._engine.begin() as connection:
-            connection.execute(update(WORK).where(mine).values(lease_until=time.time() + lease_s))
+            return change_work(connection, mine, {"lease_until": epoch_now() + lease_s})
 
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    @retried
     def finish(self, ends: Sequence[Finished]) -> list[bool]:
-        """Write ends, each only where its token is still the latest; returns which were accepted."""
+        """Write ends, each only where its token is still the latest; returns which were accepted.
+
+        Can be repeated when the answer was lost: an end that is written already is accepted and not written again.
+        """
         with self._engine.begin() as connection:
-            return [self._finish(connection, end) for end in ends]
+            rows = _lock_rows(connection, {end.object_id for end in ends})
+            found = [rows.get((end.object_id, end.step, end.recipe)) for end in ends]
+            changes = [_change(end, row) for end, row in zip(ends, found, strict=True) if _is_held(end, row)]
+            if changes:
+                connection.execute(_END, changes)
+        return [_is_held(end, row) or _is_written(end, row) for end, row in zip(ends, found, strict=True)]
 
-    def _finish(self, connection: Connection, end: Finished) -> bool:
-        now = time.time()
-        values: dict[str, Any] = {"state": end.state, "reason": end.reason, "error": end.error, "batch_id": None}
-        if end.state != "wanted":
-            values["n_rows"] = end.n_rows  # an earlier result, where there is one, holds until the retry is over
-        values |= {"not_before": now + end.retry_after_s, "lease_until": None, "changed_at": now, "owner": None}
-        row = and_(
-            WORK.c.object_id == end.object_id,
-            WORK.c.step == end.step,
-            WORK.c.recipe == end.recipe,
-            WORK.c.token == end.token,
-            WORK.c.state == "claimed",
-        )
-        # An end of any kind proves that the worker lives: only starts without one count.
-        counters = {"tries": WORK.c.tries + int(end.counts_as_try), "claims": 0}
-        return bool(connection.execute(update(WORK).where(row).values(**values, **counters)).rowcount)
-
+    @retried
     def want_again(self, step: str, recipe: str, object_ids: Sequence[str]) -> None:
         """Reopen rows whose result is lost or damaged, with all their tries."""
-        values = {
-            "state": "wanted",
-            "n_rows": None,
-            "tries": 0,
-            "claims": 0,
-            "not_before": 0.0,
-            "changed_at": time.time(),
-        }
+        values = {"state": "wanted", "n_rows": None, "tries": 0, "claims": 0, "not_before": 0.0}
         with self._engine.begin() as connection:
-            for part in chunks(object_ids):
+            for part in chunks(sorted(object_ids)):
                 rows = and_(WORK.c.object_id.in_(part), WORK.c.step == step, WORK.c.recipe == recipe)
-                connection.execute(update(WORK).where(rows).values(**values))
+                change_work(connection, rows, values | {"changed_at": time.time()})
 
+    @retried
     def reopen(self, object_id: str, reason: str) -> None:
         """Reopen rows that were skipped for a reason which no longer holds."""
         rows = and_(WORK.c.object_id == object_id, WORK.c.state == "skipped", WORK.c.reason == reason)
+        values = {"state": "wanted", "reason": None, "changed_at": time.time()}
         with self._engine.begin() as connection:
-            connection.execute(update(WORK).where(rows).values(state="wanted", reason=None, changed_at=time.time()))
+            change_work(connection, rows, values)
 
-    def n_unstarted(self) -> int:
-        """Count the planned batches that no run has begun."""
-        query = select(func.count(WORK.c.batch_id.distinct())).where(WORK.c.state == "wanted")
-        with self._reader.connect() as connection:
-            return int(connection.scalar(query) or 0)
+    # -- giving back ---------------------------------------------------------------------------------------------
 
     def release(self, owner: str) -> int:
         """Give back all claims of an owner that stops in good order; the starts are not counted."""
@@ -343,41 +169,14 @@ class WorkBook(WorkReader):
 
     def release_expired(self) -> int:
         """Free the claims whose lease has ended: their worker is dead or lost."""
-        return self._release(and_(WORK.c.state == "claimed", WORK.c.lease_until < time.time()), 0)
+        return self._release(and_(WORK.c.state == "claimed", WORK.c.lease_until < epoch_now()), 0)
 
     def release_dead(self, is_dead: Callable[[str], bool]) -> int:
         """Free the claims of owners that are known to be dead."""
+        query = select(WORK.c.owner).where(WORK.c.state == "claimed").distinct()
         with self._reader.connect() as connection:
-            owners = [
-                row.owner
-                for row in connection.execute(select(WORK.c.owner).where(WORK.c.state == "claimed").distinct())
-            ]
-        dead = [owner for owner in owners if owner and is_dead(owner)]
+            dead = [owner for owner in connection.scalars(query) if owner and is_dead(owner)]
         return self._release(and_(WORK.c.owner.in_(dead), WORK.c.state == "claimed"), 0) if dead else 0
-
-    def release_unstarted(self, is_dead: Callable[[str], bool], older_than_s: float) -> int:
-        """Free planned rows whose run never began: their planner is dead, or too much time has gone.
-
-        A run that begins later all the same finds nothing to claim, so this may be called at any time.
-        """
-        waiting = select(BATCHES.c.batch_id, BATCHES.c.planner, BATCHES.c.created_at).where(
-            BATCHES.c.batch_id.in_(
-                select(WORK.c.batch_id).where(WORK.c.state == "wanted", WORK.c.batch_id.is_not(None))
-            )
-        )
-        with self._reader.connect() as connection:
-            rows = connection.execute(waiting).all()
-        lost = [r.batch_id for r in rows if is_dead(r.planner) or r.created_at < time.time() - older_than_s]
-        return sum(self._release(and_(WORK.c.state == "wanted", WORK.c.batch_id.in_(part)), 0) for part in chunks(lost))
-
-    def release_batches(self, batch_ids: Sequence[str]) -> int:
-        """Free what these batches still hold and have not claimed."""
-        return self._release(and_(WORK.c.state == "wanted", WORK.c.batch_id.in_(list(batch_ids))), 0)
-
-    def _release(self, rows: ColumnElement[bool], claims: int) -> int:
-        values = {"state": "wanted", "owner": None, "lease_until": None, "batch_id": None, "changed_at": time.time()}
-        with self._engine.begin() as connection:
-            return connection.execute(update(WORK).where(rows).values(**values, claims=WORK.c.claims + claims)).rowcount
 
 
 def _of_batch(batch_id: str, owner: str, recipes: Mapping[str, str]) -> ColumnElement[bool]:
@@ -386,5 +185,79 @@ def _of_batch(batch_id: str, owner: str, recipes: Mapping[str, str]) -> ColumnEl
     return and_(WORK.c.batch_id == batch_id, or_(WORK.c.state == "wanted", held_before), these(recipes))
 
 
-def _cut(items: Sequence[str], size: int) -> list[Sequence[str]]:
-    return list(chunks(items, size))
+def _to_claims(connection: Connection, rows: Iterable[Row[Any]]) -> list[Claim]:
+    """Group rows of work into one claim for each version."""
+    work: dict[str, list[Row[Any]]] = {}
+    for row in rows:
+        work.setdefault(row.object_id, []).append(row)
+    known: list[tuple[int, KnownObject]] = []
+    for part in chunks(sorted(work)):
+        query = select(OBJECTS).where(OBJECTS.c.object_id.in_(part))
+        known += [(row.place, known_object(row)) for row in connection.execute(query)]
+    return [
+        Claim(
+            item,
+            {row.step: row.recipe for row in work[item.object_id]},
+            {row.step: row.token for row in work[item.object_id]},
+            {row.step: row.tries for row in work[item.object_id]},
+            max(row.claims for row in work[item.object_id]),
+        )
+        for _, item in sorted(known, key=lambda pair: pair[0])
+    ]
+
+
+def _lock_rows(connection: Connection, object_ids: Iterable[str]) -> dict[tuple[str, str, str], Row[Any]]:
+    found: dict[tuple[str, str, str], Row[Any]] = {}
+    for part in chunks(sorted(object_ids)):
+        order = (WORK.c.object_id, WORK.c.step, WORK.c.recipe)
+        query = select(WORK).where(WORK.c.object_id.in_(part)).order_by(*order).with_for_update()
+        found.update(((row.object_id, row.step, row.recipe), row) for row in connection.execute(query))
+    return found
+
+
+def _is_held(end: Finished, row: Row[Any] | None) -> bool:
+    return row is not None and row.state == "claimed" and row.token == end.token
+
+
+def _is_written(end: Finished, row: Row[Any] | None) -> bool:
+    return row is not None and row.state == end.state != "wanted" and row.token == end.token
+
+
+def _change(end: Finished, row: Row[Any] | None) -> dict[str, Any]:
+    assert row is not None  # noqa: S101  only rows that are held are changed
+    return {
+        "of_object": end.object_id,
+        "of_step": end.step,
+        "of_recipe": end.recipe,
+        "state": end.state,
+        "reason": end.reason,
+        "error": end.error,
+        # An earlier result, where there is one, holds until the retry is over.
+        "n_rows": row.n_rows if end.state == "wanted" else end.n_rows,
+        "tries": row.tries + int(end.counts_as_try),
+        "wait_s": end.retry_after_s,
+        "changed_at": time.time(),
+    }
+
+
+_END = (
+    update(WORK)
+    .where(
+        WORK.c.object_id == bindparam("of_object"),
+        WORK.c.step == bindparam("of_step"),
+        WORK.c.recipe == bindparam("of_recipe"),
+    )
+    .values(
+        state=bindparam("state"),
+        reason=bindparam("reason"),
+        error=bindparam("error"),
+        n_rows=bindparam("n_rows"),
+        tries=bindparam("tries"),
+        claims=0,  # an end of any kind proves that the worker lives: only starts without one count
+        not_before=epoch_now() + bindparam("wait_s", type_=WORK.c.not_before.type),
+        changed_at=bindparam("changed_at"),
+        owner=None,
+        lease_until=None,
+        batch_id=None,
+    )
+)

@@ -4,22 +4,21 @@ Put here: how a client is configured so that Backblaze B2, Tigris, R2, Ceph and 
 Keep out: requests, retries and listings, which are ``mm_assets.buckets``'.
 """
 
-from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import boto3
-import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
-from botocore.utils import parse_timestamp
 from dagster_aws.s3 import S3Resource
 from pydantic import Field
 
 from mm_assets.buckets.base import Store
 from mm_assets.buckets.local import LocalStore
+from mm_assets.buckets.retry import Retry
 from mm_assets.buckets.s3 import S3Store
+from mm_assets.buckets.traffic import Traffic
 from mm_assets.errors import ConfigError
 from mm_assets.settings import Location
 
@@ -72,14 +71,11 @@ class BucketS3Resource(S3Resource):
             raise ConfigError(msg) from error
 
     def _session(self) -> boto3.Session:
-        core = botocore.session.Session(profile=self.profile_name)
-        # Half of the time of a listing goes into botocore's guess of a timestamp's format, which is always the same.
-        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=to_timestamp)
         session = boto3.Session(
+            profile_name=self.profile_name,
             aws_access_key_id=self.aws_access_key_id,
             aws_secret_access_key=self.aws_secret_access_key,
             aws_session_token=self.aws_session_token,
-            botocore_session=core,
         )
         is_half = (self.aws_access_key_id is None) != (self.aws_secret_access_key is None)
         if is_half or (not self.use_unsigned_session and session.get_credentials() is None):
@@ -117,18 +113,22 @@ class BucketS3Resource(S3Resource):
         )
 
 
-def to_timestamp(value: Any) -> datetime:
-    """Parse ISO 8601 directly and leave every other form to botocore; timezone-aware."""
-    if isinstance(value, str) and value[:4].isdigit() and value.endswith("Z"):
-        return datetime.fromisoformat(value)
-    return parse_timestamp(value)
-
-
-def open_store(location: Location, *, server_side_encryption: str | None = None, create: bool = False) -> Store:
+def open_store(
+    location: Location,
+    *,
+    name: str = "",
+    traffic: Traffic | None = None,
+    retry: Retry | None = None,
+    server_side_encryption: str | None = None,
+    create: bool = False,
+) -> Store:
     """Return the store of a source or the lake; opens no connection (``Store.check`` does).
 
     Parameters
     ----------
+    name : labels the store's requests in the metrics: a source's alias or ``lake``; default: its URI
+    traffic : what the stores of this process share: request rates, breakers, counts; default: this store is alone
+    retry : how long failures of a bucket's service are borne; default: five minutes for each request
     server_side_encryption : asked for on every write to a bucket
     create : a missing folder is an empty store (a lake); otherwise it is an error
 
@@ -140,10 +140,12 @@ def open_store(location: Location, *, server_side_encryption: str | None = None,
     if not location.is_bucket:
         return LocalStore(location.folder, location.uri, create=create)
     client = BucketS3Resource.from_location(location).get_client()
+    traffic = traffic or Traffic()
     return S3Store(
         client,
         location.bucket,
         location.prefix,
         server_side_encryption=server_side_encryption,
-        uri=location.uri,
+        retry=retry,
+        lane=traffic.lane(name or location.uri, client.meta.endpoint_url, location.bucket),
     )

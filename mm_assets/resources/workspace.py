@@ -9,6 +9,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from mm_assets.buckets.traffic import Traffic
 from mm_assets.extractors.base import Extractor
 from mm_assets.extractors.packs import Pack, load_pack
 from mm_assets.extractors.registry import build_extractor, choose_placement, known_steps
@@ -35,15 +36,16 @@ def open_workspace(settings: Settings, *, check: bool = True) -> Workspace:
 
     for source in settings.sources:
         reserved_prefixes(source, settings)
-    lake_store = open_store(settings.lake, server_side_encryption=settings.lake.server_side_encryption, create=True)
-    sources = {source.alias: open_store(source) for source in settings.sources}
+    traffic, encryption = Traffic(), settings.lake.server_side_encryption
+    lake_store = open_store(settings.lake, name="lake", traffic=traffic, server_side_encryption=encryption, create=True)
+    sources = {source.alias: open_store(source, name=source.alias, traffic=traffic) for source in settings.sources}
     if check:
         lake_store.check(writes=True)
         for store in sources.values():
             store.check()
     pack = load_pack(settings.models, settings.models_folder)
     ledger = Ledger(settings.ledger_location)
-    return Workspace(settings, ledger, Lake(lake_store), sources, pack, _extractors(settings, pack))
+    return Workspace(settings, ledger, Lake(lake_store), sources, pack, _extractors(settings, pack), traffic)
 
 
 def _extractors(settings: Settings, pack: Pack) -> dict[str, Extractor]:

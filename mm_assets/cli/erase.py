@@ -1,0 +1,107 @@
+"""``mm erase``: objects whose results a person wants gone.
+
+Put here: showing what goes, the confirmation, the receipt. Keep out: the removing.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mm_assets.cli.options import config_option, examples
+from mm_assets.cli.output import print_table, printable
+from mm_assets.errors import ServiceError
+
+if TYPE_CHECKING:
+    from mm_assets.flows.workspace import Workspace
+    from mm_assets.ledger import KnownObject
+
+_SHOWN = 20
+
+
+@examples(
+    "mm erase films/garden.mp4            show what would go",
+    "mm erase films/garden.mp4 --yes",
+    "mm erase --prefix my-bucket/people/ --yes",
+)
+@click.command()
+@click.argument("objects", nargs=-1, metavar="[OBJECT]...")
+@click.option("--prefix", "prefixes", multiple=True, metavar="ALIAS/PREFIX", help="All keys of a source that start so.")
+@click.option("--yes", is_flag=True, help="Do it; without, only show.")
+@config_option
+def erase(objects: tuple[str, ...], prefixes: tuple[str, ...], *, yes: bool, config: Path | None) -> None:
+    """Erase all that was made of OBJECTs: results, rows of tables, vectors, tags, dead letters.
+
+    OBJECT is an object id, a key, alias/key, or a partition key of Dagster; all known versions of the object go. The
+    source itself is never touched. A listing does not bring an erased version back; what is stored under the same key
+    later (another ETag) is processed like any new object, so delete the object in the source as well. Dagster's history
+    of runs still names the keys.
+
+    With --yes the versions are marked, a refresh runs, and its receipt is shown; interrupted, any later refresh (`mm
+    ingest`) goes on with it.
+    """
+    if not objects and not prefixes:
+        msg = "name OBJECTs or a --prefix"
+        raise click.UsageError(msg)
+    from mm_assets.cli.opening import open_books
+
+    with open_books(config) as workspace:
+        versions = _find(workspace, objects, prefixes)
+        _print_versions(versions)
+        if not yes or not versions:
+            return
+        _erase(workspace, versions, config)
+
+
+def _find(workspace: "Workspace", objects: Sequence[str], prefixes: Sequence[str]) -> "list[KnownObject]":
+    from mm_assets.flows.removing import find_below, find_object
+
+    found = [known for text in objects for known in find_object(workspace, text)]
+    found += [known for text in prefixes for known in find_below(workspace, text)]
+    return list({known.object_id: known for known in found}.values())
+
+
+def _print_versions(versions: "Sequence[KnownObject]") -> None:
+    rows = [(v.object_id, v.version.alias, v.version.key, v.state) for v in versions[:_SHOWN]]
+    print_table(("object_id", "source", "key", "state"), rows)
+    more = f", the first {_SHOWN} are shown" if len(versions) > _SHOWN else ""
+    click.echo(f"{len(versions)} versions{more}." if versions else "Nothing to erase: all of it is erased already.")
+    if versions:
+        click.echo("Their results, rows, vectors and dead letters leave the lake with --yes.", err=True)
+
+
+def _erase(workspace: "Workspace", versions: "Sequence[KnownObject]", config: Path | None) -> None:
+    from mm_assets.cli.runs import refresh
+    from mm_assets.flows import receipts, removing
+
+    before = receipts.names(workspace)
+    n = removing.erase(workspace, versions)
+    click.echo(f"{n} versions are marked as erased.")
+    summary = refresh(config)
+    _print_receipts(workspace, versions, sorted(receipts.names(workspace) - before))
+    if summary.failed_runs:
+        errors = "; ".join(summary.failed_runs.values())
+        msg = f"the refresh failed ({errors}); what is marked stays marked, any later refresh goes on with it"
+        raise ServiceError(msg)
+    n_waiting = workspace.ledger.removals.n_leaving()
+    if n_waiting:
+        click.echo(f"{n_waiting} versions are still under work or shown; the next refresh (`mm ingest`) takes them.")
+
+
+def _print_receipts(workspace: "Workspace", versions: "Sequence[KnownObject]", names: Sequence[str]) -> None:
+    """Print what was removed of these versions, and what holds many versions."""
+    from mm_assets.flows import receipts
+
+    wanted = {known.object_id for known in versions} | {None}
+    n_files: Counter[tuple[str, str]] = Counter()
+    n_rows: Counter[tuple[str, str]] = Counter()
+    for name in names:
+        for row in receipts.read(workspace, name).to_pylist():
+            if row["object_id"] in wanted:
+                n_files[row["what"], row["outcome"]] += 1
+                n_rows[row["what"], row["outcome"]] += row["n_rows"] or 0
+    print_table(("removed", "outcome", "files", "rows"), [(*of, n, n_rows[of]) for of, n in sorted(n_files.items())])
+    for name in names:
+        click.echo(printable(f"receipt: {workspace.lake.uri.rstrip('/')}/receipts/{name}.parquet"))

@@ -1,0 +1,58 @@
+"""``mm serve``: receive events, take uploads, give metrics.
+
+Put here: starting the server and saying what is on. Keep out: the server.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mm_assets.cli.options import config_option, examples
+
+if TYPE_CHECKING:
+    from mm_assets.settings import Settings
+
+
+@examples("mm serve", "mm serve --port 0", "MM_ASSETS_SERVE__API_KEYS='[\"…\"]' mm serve --host 0.0.0.0")
+@click.command()
+@click.option("--host", metavar="ADDRESS", help="Address to listen on. Default: serve.host, which is 127.0.0.1.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port; 0 takes a free one. Default: serve.port.")
+@config_option
+def serve(*, host: str | None, port: int | None, config: Path | None) -> None:
+    """Receive events of buckets, take uploads, show tasks and metrics; until Ctrl-C or SIGTERM.
+
+    TLS is the business of what stands before it. An address beyond this machine needs serve.api_keys.
+    """
+    from mm_assets.cli.opening import open_books
+    from mm_assets.server.access import check_address
+    from mm_assets.server.app import build_app
+    from mm_assets.server.running import listen, run
+    from mm_assets.settings import load_settings
+
+    settings = load_settings(config)
+    host = host or settings.serve.host
+    check_address(host, settings.serve)
+    with open_books(config) as workspace, listen(host, settings.serve.port if port is None else port) as listening:
+        _say_what_is_on(settings, f"http://{_address(listening.getsockname())}")
+        run(build_app(workspace), listening)
+    click.echo("Stopped; what was accepted is in the ledger.")
+
+
+def _address(name: tuple[str, int]) -> str:
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _say_what_is_on(settings: "Settings", url: str) -> None:
+    from mm_assets.server.receivers import receivers_on
+
+    click.echo(f"Listening on {url}")
+    for path, is_on in receivers_on(settings.events).items():
+        click.echo(f"  POST {path:<16} {'on' if is_on else 'off: no secret is set'}")
+    uploads = (
+        ", ".join(source.alias for source in settings.sources if source.uploads) or "no source has `uploads: true`"
+    )
+    keys = uploads if settings.serve.api_keys else "off: no serve.api_keys"
+    click.echo(f"  POST /objects/…       {keys}")
+    click.echo("  GET  /healthz, /metrics")

@@ -1,0 +1,54 @@
+"""Names in a source that nothing of ours can hold: told and kept, so that no object is passed over in silence.
+
+Put here: the record in the lake, then the row in the ledger. Keep out: which names are refused, and the dead letters of
+objects that have a row.
+"""
+
+import time
+from collections.abc import Sequence
+
+from mm_assets.errors import Reason
+from mm_assets.flows.asking import answers
+from mm_assets.flows.workspace import Workspace
+from mm_assets.identity import short_hash
+from mm_assets.ledger import Refusal
+
+
+def refuse(workspace: Workspace, alias: str, names: Sequence[tuple[str, str]]) -> int:
+    """Record (name, why) of what is not known yet; returns how many were new.
+
+    The record is durable before the ledger's row, as with every dead letter.
+    """
+    if not names:
+        return 0
+    known = {refusal.refusal_id for refusal in workspace.ledger.objects.refusals()}
+    refusals = {item.refusal_id: item for item in (_to_refusal(alias, name, why) for name, why in names)}
+    fresh = [item for refusal_id, item in refusals.items() if refusal_id not in known]
+    for _, written in answers(lambda item: _write(workspace, item), fresh, ends_at=float("inf")):
+        if isinstance(written, Exception):
+            raise written
+    workspace.ledger.objects.refuse(fresh)
+    return len(fresh)
+
+
+def _to_refusal(alias: str, name: str, why: str) -> Refusal:
+    # ascii() has one reading for each name, also for those that UTF-8 cannot encode.
+    return Refusal(short_hash("refusal", alias, ascii(name)), alias, shown(name), str(Reason.POLICY), why, time.time())
+
+
+def shown(name: str) -> str:
+    """Write a name so that every database and terminal takes it."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name)
+
+
+def _write(workspace: Workspace, refusal: Refusal) -> None:
+    record = {
+        "refusal_id": refusal.refusal_id,
+        "bucket": refusal.alias,
+        "shown_key": refusal.shown_key,
+        "step": "discovery",
+        "reason": refusal.reason,
+        "error": refusal.error,
+        "died_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(refusal.first_seen_at)),
+    }
+    workspace.lake.write_dead_letter(refusal.refusal_id, "discovery", record)

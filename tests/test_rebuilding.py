@@ -1,0 +1,251 @@
+"""A ledger that was lost is filled again from lake and sources: nothing is decoded, computed or published anew."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import HashExtractor
+from flow_driver import column, ingest, process
+from places import Place
+
+from mm_assets.errors import ConfigError
+from mm_assets.extractors.base import Extractor
+from mm_assets.flows.discovery import discover
+from mm_assets.flows.preparing import Preparer
+from mm_assets.flows.rebuilding import preview, rebuild
+from mm_assets.flows.refreshing import needs_refresh
+from mm_assets.flows.removing import erase, find_object
+from mm_assets.flows.verifying import find_differences
+from mm_assets.flows.workspace import Workspace
+from mm_assets.ledger.restoring import RestoringBook
+
+Make = Callable[..., Place]
+MEDIA = ("picture0.png", "picture1.png", "picture2.png", "clip.mp4", "sound.wav", "broken.png", "notes.txt")
+SMALL_SHARDS = {"shard_objects": 2, "min_cluster_size": 2}
+
+
+def _files(lake: Path) -> dict[str, tuple[int, bytes]]:
+    files = (file for file in lake.rglob("*") if file.is_file() and "reports" not in file.parts)
+    return {file.relative_to(lake).as_posix(): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+def _ends(workspace: Workspace) -> dict[tuple[str, str], tuple[Any, ...]]:
+    names = ("recipe", "state", "reason", "error", "n_rows")
+    known = {known.object_id: known for key in MEDIA for known in workspace.ledger.objects.find(key)}
+    return {
+        (known.version.key, str(row["step"])): tuple(row[name] for name in names)
+        for known in known.values()
+        for row in workspace.ledger.work.states(known.object_id)
+    }
+
+
+def _objects(workspace: Workspace) -> dict[str, tuple[Any, ...]]:
+    found = (workspace.ledger.objects.find(key)[0] for key in MEDIA)
+    return {known.object_id: (known.version, known.shard, known.size_bytes, known.modified_at) for known in found}
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note every object that is decoded and every segment that a model sees."""
+    calls: list[str] = []
+    decode, extract = Preparer._decode, Extractor.extract
+
+    def count_decode(self: Preparer, *args: Any) -> Any:
+        calls.append("decoded")
+        return decode(self, *args)
+
+    def count_extract(self: Extractor, *args: Any) -> Any:
+        calls.append(self.step)
+        return extract(self, *args)
+
+    monkeypatch.setattr(Preparer, "_decode", count_decode)
+    monkeypatch.setattr(Extractor, "extract", count_extract)
+    assert issubclass(HashExtractor, Extractor)
+    return calls
+
+
+def test_a_rebuilt_ledger_is_the_one_that_was_lost(make_workspace: Make, computed: list[str]) -> None:
+    """Versions, shards, ends, pointers and fingerprints come back; the next ingest computes and writes nothing."""
+    place = make_workspace(*MEDIA, refresh=SMALL_SHARDS)
+    workspace = place.open()
+    ingest(workspace)
+    ends, objects, catalog = _ends(workspace), _objects(workspace), workspace.ledger.catalog
+    shards, published, generations = catalog.shard_files(), catalog.published(), catalog.generations()
+    before = _files(place.lake)
+    assert computed
+    computed.clear()
+    place.lose_ledger()
+    workspace = place.open()
+
+    done = rebuild(workspace)
+
+    assert done.n_versions == len(MEDIA)
+    assert _ends(workspace) == ends
+    assert _objects(workspace) == objects
+    assert workspace.ledger.catalog.shard_files() == shards
+    assert workspace.ledger.catalog.published() == published
+    assert workspace.ledger.catalog.generations() == generations
+    ingest(workspace)
+    assert not needs_refresh(workspace)
+    assert computed == []
+    assert _files(place.lake) == before
+    assert list(find_differences(workspace, deep=True)) == []
+
+
+def test_dead_letters_come_back_with_their_tries(make_workspace: Make) -> None:
+    """What was given up stays given up, and a person can replay it."""
+    place = make_workspace(*MEDIA)
+    ingest(place.open())
+    place.lose_ledger()
+    workspace = place.open()
+
+    rebuild(workspace)
+
+    [known] = workspace.ledger.objects.find("broken.png")
+    row = next(row for row in workspace.ledger.work.states(known.object_id) if row["step"] == "segments")
+    assert (row["state"], row["reason"], row["tries"]) == ("dead", "corrupt", 1)
+
+
+def test_results_newer_than_the_last_publish_are_adopted(make_workspace: Make, computed: list[str]) -> None:
+    """Objects that no table knows are found by the listing, their results and dead letters in the lake."""
+    place = make_workspace("picture0.png", "picture1.png")
+    workspace = place.open()
+    ingest(workspace)
+    place.add("clip.mp4", "broken.png", "sound.wav", "notes.txt")
+    discover(workspace, "source")
+    process(workspace)
+    results = {name: of for name, of in _files(place.lake).items() if name.startswith(("results/", "dead_letters/"))}
+    computed.clear()
+    place.lose_ledger()
+    workspace = place.open()
+
+    done = rebuild(workspace)
+    ingest(workspace)
+
+    assert done.n_adopted > 0
+    assert computed == []
+    after = _files(place.lake)
+    assert {name: of for name, of in after.items() if name.startswith(("results/", "dead_letters/"))} == results
+    assert set(column(workspace, "raw_objects")) == {
+        "picture0.png",
+        "picture1.png",
+        "clip.mp4",
+        "broken.png",
+        "sound.wav",
+        "notes.txt",
+    }
+    assert list(find_differences(workspace)) == []
+
+
+def test_what_happened_meanwhile_is_found(make_workspace: Make) -> None:
+    """Deleted, overwritten and new objects end as if the ledger had never been lost."""
+    place = make_workspace("picture0.png", "picture1.png", "picture2.png", refresh=SMALL_SHARDS)
+    ingest(place.open())
+    place.lose_ledger()
+    (place.source / "picture0.png").unlink()
+    place.add_as("picture5.png", "picture1.png")
+    place.add("picture4.png")
+    workspace = place.open()
+
+    rebuild(workspace)
+    ingest(workspace)
+
+    assert sorted(column(workspace, "raw_objects")) == ["picture1.png", "picture2.png", "picture4.png"]
+    assert list(find_differences(workspace)) == []
+
+
+def test_an_erased_version_stays_erased(make_workspace: Make) -> None:
+    """Also where the ledger was lost between the record and the removal."""
+    place = make_workspace("picture0.png", "picture1.png")
+    workspace = place.open()
+    ingest(workspace)
+    [known] = find_object(workspace, "picture1.png")
+    erase(workspace, [known])
+    place.lose_ledger()
+    workspace = place.open()
+
+    rebuild(workspace)
+    ingest(workspace)
+
+    assert column(workspace, "raw_objects") == ["picture0.png"]
+    assert not list(place.lake.glob(f"results/**/{known.object_id}.parquet"))
+    assert workspace.ledger.removals.n_leaving() == 0
+
+
+def test_work_that_was_not_done_is_done_with_its_true_size(make_workspace: Make) -> None:
+    """What was published as pending comes back as wanted; the listing tells its size."""
+    place = make_workspace("picture0.png", "picture1.png")
+    workspace = place.open()
+    ingest(workspace)
+    place.add("clip.mp4")
+    discover(workspace, "source")
+    from flow_driver import plan, refresh
+
+    plan(workspace)
+    refresh(workspace)
+    assert "pending" in column(workspace, "step_states", "state")
+    place.lose_ledger()
+    workspace = place.open()
+
+    rebuild(workspace)
+
+    [known] = workspace.ledger.objects.find("clip.mp4")
+    assert known.size_bytes == (place.source / "clip.mp4").stat().st_size
+    ingest(workspace)
+    assert "clip.mp4" in column(workspace, "visual_embeddings")
+
+
+def test_a_killed_rebuild_goes_on(make_workspace: Make, monkeypatch: pytest.MonkeyPatch, computed: list[str]) -> None:
+    """The second call finishes what the first began."""
+    place = make_workspace(*MEDIA, refresh=SMALL_SHARDS)
+    workspace = place.open()
+    ingest(workspace)
+    ends = _ends(workspace)
+    computed.clear()
+    place.lose_ledger()
+    workspace = place.open()
+    add, n_calls = RestoringBook.add_versions, []
+
+    def die_at_second(book: RestoringBook, *args: Any) -> int:
+        n_calls.append(1)
+        if len(n_calls) == 2:
+            raise KeyboardInterrupt
+        return add(book, *args)
+
+    monkeypatch.setattr(RestoringBook, "add_versions", die_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        rebuild(workspace)
+    monkeypatch.setattr(RestoringBook, "add_versions", add)
+
+    rebuild(workspace)
+
+    assert _ends(workspace) == ends
+    ingest(workspace)
+    assert computed == []
+
+
+def test_only_an_empty_ledger_is_filled(make_workspace: Make) -> None:
+    """Nobody mixes two histories; the message says what to do. Looking before is refused alike."""
+    place = make_workspace("picture0.png")
+    workspace = place.open()
+    discover(workspace, "source")
+    for act in (rebuild, preview):
+        with pytest.raises(ConfigError, match="not empty"):
+            act(workspace)
+
+
+def test_the_preview_counts_and_writes_nothing(make_workspace: Make) -> None:
+    """What would be restored is shown first."""
+    place = make_workspace(*MEDIA)
+    ingest(place.open())
+    place.lose_ledger()
+    workspace = place.open()
+
+    found = preview(workspace)
+
+    assert found.n_versions == len(MEDIA)
+    assert found.n_dead == 1
+    assert found.n_generations == 5
+    assert workspace.ledger.restoring.is_empty()
+    assert workspace.ledger.removals.is_empty()

@@ -94,7 +94,8 @@ def _fill(workspace: Workspace, n_objects: int, n_dead: int) -> int:
         letters = select(WORK.c.object_id).where(WORK.c.step == "ocr_text").limit(n_dead)
         dead = update(WORK).where(WORK.c.step == "ocr_text", WORK.c.object_id.in_(letters))
         connection.execute(dead.values(state="dead", reason="timeout"))
-        connection.exec_driver_sql("ANALYZE")
+        if engine.dialect.name == "postgresql":  # which does so by itself, in time; nobody does it for SQLite
+            connection.exec_driver_sql("ANALYZE")
         n_rows = int(connection.scalar(select(func.count()).select_from(WORK)) or 0)
     engine.dispose()
     return n_rows
@@ -192,9 +193,13 @@ def huge(_: argparse.Namespace) -> int:
         begun = time.monotonic()
         answer = subprocess.run(command, check=True, capture_output=True, text=True)
         ends, own_mib, child_mib = json.loads(answer.stdout.splitlines()[-1])
-    row = (f"{time.monotonic() - begun:.0f}", f"{own_mib:.0f}", f"{child_mib:.0f}", str(ends))
+    row = (f"{time.monotonic() - begun:.0f}", f"{own_mib:.0f}", f"{child_mib:.0f}", _say(ends))
     _print("5 GiB, after a kill at 1 GiB", ("seconds", "MiB of the process", "MiB of the decoder", "ends"), [row])
-    return int(own_mib >= 256 or set(ends) != {"done"})
+    return int(own_mib >= 256 or not set(ends) <= {"done", "skipped"})
+
+
+def _say(ends: Sequence[str]) -> str:
+    return ", ".join(f"{n} {state}" for state, n in Counter(ends).items())
 
 
 def _kill_at(command: Sequence[str], scratch: Path, n_bytes: int) -> None:
@@ -283,7 +288,7 @@ def main() -> int:
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "questions": {"--objects": 100_000, "--dead": 10_000},
+    "questions": {"--objects": 12_500, "--dead": 10_000},
     "claims": {"--workers": 100, "--claims": 10, "--busy-s": 1.0},
     "process": {"folder": ""},
 }

@@ -79,7 +79,7 @@ def make_workspace(tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPatch)
         return place
 
     yield make
-    place.close()
+    place.drop_databases()
 
 
 @pytest.fixture

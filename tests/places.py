@@ -75,7 +75,7 @@ class Place:
 
     def lose_ledger(self) -> None:
         """Close what is open and delete the ledger, as an accident would; the next to open it finds an empty one."""
-        self._close_workspaces()
+        self.close()
         settings = load_settings(self.config_file)
         if settings.ledger_url is None:
             for file in settings.state.glob("ledger.db*"):
@@ -103,10 +103,12 @@ class Place:
         return workspace
 
     def close(self) -> None:
-        """Close what was opened."""
-        self._close_workspaces()
-        self._databases.close()
-
-    def _close_workspaces(self) -> None:
+        """Close what was opened; it can be opened again."""
         while self._opened:
             self._opened.pop().close()
+
+    def drop_databases(self) -> None:
+        """Close what was opened, and drop the databases that were made for it."""
+        self.close()
+        self._databases.close()
+        self._ledgers.clear()

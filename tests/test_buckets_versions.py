@@ -160,6 +160,7 @@ def test_erase_on_a_server_without_versions() -> None:
         assert store.abort_stale_uploads(0) == 0
 
 
+@pytest.mark.fault(23)
 def test_no_conditional_header_is_ever_sent(client: Any, tmp_path: Path) -> None:
     """No operation relies on conditions, which some services refuse and others ignore."""
     sent: set[str] = set()

@@ -308,7 +308,7 @@ def test_a_deadlock_is_tried_again(on_postgresql: Ledger) -> None:
     tries: list[str] = []
 
     def before(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        tries.extend([statement] if statement.startswith("UPDATE work") else [])
+        tries.extend([statement] if statement.startswith("SELECT count(*)") else [])
 
     event.listen(on_postgresql._engine, "before_cursor_execute", before)
     other = create_engine(on_postgresql.url, poolclass=NullPool)

@@ -55,7 +55,7 @@ def counted(make_workspace: Callable[..., Any]) -> Callable[..., tuple[Workspace
     def make(*names: str, **options: Any) -> tuple[Workspace, CountingStore]:
         workspace = make_workspace(*names).open(**options)
         store = CountingStore(workspace.sources["source"])
-        workspace.sources = {"source": store}  # type: ignore[dict-item]
+        workspace.sources = {"source": store}
         return workspace, store
 
     return make

@@ -128,17 +128,17 @@ class DeadBook:
 
     def depth(self, recipes: Mapping[str, str] | None = None) -> dict[str, int]:
         """Count the dead rows of live versions by reason, of these recipes or of all."""
-        dead = WORK.c.state == "dead" if recipes is None else and_(WORK.c.state == "dead", these(recipes))
-        query = select(WORK.c.reason, func.count().label("n")).where(dead).group_by(WORK.c.reason)
-        # All are counted off an index, and the few of versions that left and are not swept are taken off again.
-        left = query.join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id)
-        left = left.where(OBJECTS.c.left_at.is_not(None), OBJECTS.c.swept_at.is_(None))
-        depth: dict[str, int] = {}
+        # To leave out the few versions that left and are not swept is cheaper than to look up every version.
+        left = select(OBJECTS.c.object_id).where(OBJECTS.c.left_at.is_not(None), OBJECTS.c.swept_at.is_(None))
+        query = (
+            select(func.coalesce(WORK.c.reason, "").label("reason"), func.count().label("n"))
+            .where(WORK.c.state == "dead", WORK.c.object_id.not_in(left))
+            .group_by(WORK.c.reason)
+        )
+        if recipes is not None:
+            query = query.where(these(recipes))
         with self._reader.connect() as connection:
-            for rows, sign in ((query, 1), (left, -1)):
-                for row in connection.execute(rows):
-                    depth[row.reason or ""] = depth.get(row.reason or "", 0) + sign * row.n
-        return {reason: n for reason, n in sorted(depth.items()) if n}
+            return {row.reason: row.n for row in connection.execute(query)}
 
     def recorded(self, object_ids: Sequence[str]) -> set[tuple[str, str]]:
         """Return the (object_id, step) that were given up once, under this or another recipe: a record may exist."""

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Engine, Table, and_, delete, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from mm_assets.identity import ObjectVersion
@@ -18,7 +17,6 @@ from mm_assets.ledger.tables import FACTS, IS_LIVE, OBJECTS, PUBLISHED, WORK, ke
 from mm_assets.ledger.transactions import insert_into, retried
 
 UNKNOWN_SIZE = -1
-_ROWS = 500  # in one statement; SQLite takes 32,766 bound values
 _IDENTITY = ("object_id", "step", "recipe")
 _UNDER_WAY = "rebuild_under_way"
 _ERASED: dict[str, Any] = {
@@ -89,7 +87,7 @@ class RestoringBook:
     def begin(self) -> None:
         """Note that a rebuild is under way: until its end the ledger is incomplete."""
         with self._engine.begin() as connection:
-            connection.execute(_new(connection, FACTS).values(name=_UNDER_WAY, value=str(time.time())))
+            _add(connection, FACTS, [{"name": _UNDER_WAY, "value": str(time.time())}])
 
     @retried
     def end(self) -> None:
@@ -103,15 +101,14 @@ class RestoringBook:
 
         They count as not yet seen, so that the next listing retires what is gone. Returns how many versions were new.
         """
-        n = 0
+        object_ids = [item.version.object_id for item in versions]
         with self._engine.begin() as connection:
-            for rows in chunks([_version_row(item) for item in versions], _ROWS):
-                n += connection.execute(_new(connection, OBJECTS).values(list(rows))).rowcount
-            known = _known(connection, [item.version.object_id for item in versions])
-            for ends in chunks([_work_row(item) for item in work if item.object_id in known], _ROWS):
-                connection.execute(_new(connection, WORK).values(list(ends)))
+            before = _known(connection, object_ids)
+            _add(connection, OBJECTS, [_version_row(item) for item in versions])
+            known = _known(connection, object_ids)
+            _add(connection, WORK, [_work_row(item) for item in work if item.object_id in known])
             _take_places(connection, max((item.place for item in versions), default=-1) + 1)
-        return n
+        return len(known - before)
 
     @retried
     def add_erased(self, object_ids: Sequence[str]) -> None:
@@ -119,9 +116,8 @@ class RestoringBook:
         now = time.time()
         facts = {"state": "erased", "place": 0, "shard": 0, "first_seen_at": now, "seen_pass": 0, "left_at": now}
         with self._engine.begin() as connection:
-            for part in chunks(sorted(object_ids), _ROWS):
-                rows = [_ERASED | facts | {"object_id": of, "partition_key": of} for of in part]
-                connection.execute(_new(connection, OBJECTS).values(rows))
+            rows = [_ERASED | facts | {"object_id": of, "partition_key": of} for of in sorted(object_ids)]
+            _add(connection, OBJECTS, rows)
 
     def unsized(self) -> set[str]:
         """Return the sources with versions whose size only a listing can tell."""
@@ -174,9 +170,10 @@ class RestoringBook:
         return n
 
 
-def _new(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """Insert what is not there yet."""
-    return insert_into(connection, table).on_conflict_do_nothing()
+def _add(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert what is not there yet; one statement for all rows, since building one for each batch costs more than it."""
+    if rows:
+        connection.execute(insert_into(connection, table).on_conflict_do_nothing(), [dict(row) for row in rows])
 
 
 def _known(connection: Connection, object_ids: Sequence[str]) -> set[str]:

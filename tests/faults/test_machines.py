@@ -1,13 +1,15 @@
 """Machines without room, without a temporary folder, with a clock that jumps."""
 
-import json
+import io
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from flow_driver import plan, process
 from rig import Rig, everywhere, once, pairwise, run_once
 
@@ -79,11 +81,6 @@ def test_a_temporary_folder_that_fails_blames_no_object(rig: Rig, tmp_path: Path
 
 def _noise(n_bytes: int) -> bytes:
     """Draw a picture of about so many bytes."""
-    import io
-
-    import numpy as np
-    from PIL import Image
-
     side = int((n_bytes / 3) ** 0.5)
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(buffer, "PNG")
@@ -133,5 +130,3 @@ def test_a_clock_that_goes_back_during_a_run_loses_nothing(rig: Rig, monkeypatch
 
     assert rig.violations() == []
 
-
-_ = json

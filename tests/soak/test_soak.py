@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from postgres_server import PostgresMissingError, find_binaries
-from sqlalchemy import create_engine, text
+from sqlalchemy import Insert, Update, create_engine, insert, select, update
 
+from mm_assets.ledger.tables import INBOX, OBJECTS, WORK
 from mm_assets.settings import load_settings
 from soak.check import find_violations, gather
 from soak.stage import Stage
@@ -90,11 +91,11 @@ def _remove(pattern: str) -> Callable[[Stage], None]:
     return lambda stage: next(iter(sorted(stage.folder.glob(pattern)))).unlink()
 
 
-def _say(statement: str) -> Callable[[Stage], None]:
+def _say(statement: Update | Insert) -> Callable[[Stage], None]:
     def change(stage: Stage) -> None:
         engine = create_engine(load_settings(stage.config_file).ledger_location)
         with engine.begin() as connection:
-            assert connection.execute(text(statement)).rowcount > 0
+            assert connection.execute(statement).rowcount > 0
         engine.dispose()
 
     return change
@@ -108,22 +109,23 @@ def _swap_results(stage: Stage) -> None:
     other.write_bytes(data)
 
 
-_KILLED = "(SELECT object_id FROM objects WHERE key LIKE 'good/%' LIMIT 1)"
+_ONE = select(OBJECTS.c.object_id).where(OBJECTS.c.key.like("good/%")).limit(1).scalar_subquery()
+_ITS_WORK = update(WORK).where(WORK.c.object_id == _ONE)
+_HINT = {"event_id": "e", "provider": "s3", "alias": "source", "key": "k", "key_hash": "h", "received_at": 1.0}
+_ERROR = '{"role": "worker", "kind": "KeyError", "is_ours": false, "text": "a traceback"}\n'
 _DAMAGES: dict[str, Callable[[Stage], object]] = {
     "an object nobody saw": lambda stage: (stage.folder / "source" / "planted.png").write_bytes(b"planted"),
     "a lost result": _remove("lake/results/visual_embeddings/*/*/*.parquet"),
     "a lost letter": _remove("lake/dead_letters/*/segments.json"),
     "a lost table": _remove("lake/tables/media_quality/*/*.parquet"),
     "a result of another": _swap_results,
-    "a good object given up": _say(f"UPDATE work SET state = 'dead', reason = 'timeout' WHERE object_id = {_KILLED}"),
-    "work left over": _say(f"UPDATE work SET state = 'claimed', owner = 'a/1/b' WHERE object_id = {_KILLED}"),
-    "one try too few": _say("UPDATE work SET tries = 2 WHERE reason = 'model_error'"),
-    "one claim too many": _say(f"UPDATE work SET claims = 9 WHERE object_id = {_KILLED}"),
-    "not swept": _say(f"UPDATE objects SET state = 'gone', left_at = 1 WHERE object_id = {_KILLED}"),
-    "an event that waits": _say("UPDATE inbox SET done_at = NULL"),
-    "a fault of the code": lambda stage: stage.errors.write_text(
-        '{"role": "worker", "kind": "KeyError", "is_ours": false, "text": "a traceback"}\n', encoding="utf-8"
-    ),
+    "a good object given up": _say(_ITS_WORK.values(state="dead", reason="timeout")),
+    "work left over": _say(_ITS_WORK.values(state="claimed", owner="a/1/b")),
+    "one try too few": _say(update(WORK).where(WORK.c.reason == "model_error").values(tries=2)),
+    "one claim too many": _say(_ITS_WORK.values(claims=9)),
+    "not swept": _say(update(OBJECTS).where(OBJECTS.c.object_id == _ONE).values(state="gone", left_at=1.0)),
+    "an event that waits": _say(insert(INBOX).values(**_HINT)),
+    "a fault of the code": lambda stage: stage.errors.write_text(_ERROR, encoding="utf-8"),
 }
 
 

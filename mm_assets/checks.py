@@ -13,6 +13,7 @@ from mm_assets.assets.dead_letters import dead_letters_are_few
 from mm_assets.errors import SchemaError
 from mm_assets.flows.generations import SPACES, load_index
 from mm_assets.flows.publishing import STATES, shown_recipes, step_table
+from mm_assets.flows.verifying import index_difference
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import RangeFile
 from mm_assets.resources.workspace import WorkspaceResource
@@ -79,8 +80,8 @@ def index_differences(workspace: Workspace) -> dict[str, str]:
         rows = workspace.lake.read_table(space.table, [space.item_column])
         live = set(as_vector_ids(rows[space.item_column].to_pylist()).tolist()) if rows is not None else set()
         indexed = set(loaded[0].vector_ids.tolist()) if loaded else set()
-        if live != indexed:
-            wrong[space.name] = f"{len(live - indexed)} live rows not indexed, {len(indexed - live)} indexed not live"
+        if difference := index_difference(live, indexed):
+            wrong[space.name] = difference
     return wrong
 
 

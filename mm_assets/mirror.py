@@ -7,6 +7,7 @@ S3 reader is deliberately not used: it is fetched from the network at run time, 
 """
 
 import json
+import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ def local_copy(lake: Lake, prefix: str, cache: Path) -> Path:
     if isinstance(lake.store, LocalStore):
         return lake.store.folder / prefix
     folder = cache / lake.lake_id()
-    known_file = folder / "etags" / f"{prefix.strip('/').replace('/', '_')}.json"
+    known_file = _known_file(folder, prefix)
     known = _read_known(known_file)
     there = {stored.key: stored for stored in lake.walk(prefix)}
     changed = [s for s in there.values() if known.get(s.key) != s.etag or not (folder / s.key).is_file()]
@@ -37,6 +38,21 @@ def local_copy(lake: Lake, prefix: str, cache: Path) -> Path:
     new.replace(known_file)
     (folder / prefix).mkdir(parents=True, exist_ok=True)
     return folder / prefix
+
+
+def drop_copies(lake: Lake, prefix: str, cache: Path, *, keep: str) -> None:
+    """Remove what was copied below ``prefix`` (ending in '/') but for one name: old builds hold what was erased since."""
+    if isinstance(lake.store, LocalStore):
+        return
+    folder = cache / lake.lake_id()
+    for old in (folder / prefix).iterdir():
+        if old.name != keep:
+            shutil.rmtree(old, ignore_errors=True)
+            _known_file(folder, f"{prefix}{old.name}/").unlink(missing_ok=True)
+
+
+def _known_file(folder: Path, prefix: str) -> Path:
+    return folder / "etags" / f"{prefix.strip('/').replace('/', '_')}.json"
 
 
 def _read_known(file: Path) -> dict[str, str]:

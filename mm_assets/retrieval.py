@@ -16,11 +16,12 @@ from mm_assets.errors import ConfigError
 from mm_assets.identity import vector_id
 from mm_assets.indexing import VectorIndex
 from mm_assets.lake import Lake
-from mm_assets.mirror import local_copy
+from mm_assets.mirror import drop_copies, local_copy
 
 if TYPE_CHECKING:
     import duckdb
 
+_INDEX = "indexes/visual"
 _PLACE = (
     "object_id", "bucket", "key", "etag", "segment_id", "segment_kind", "start_s", "end_s", "page_number", "frame_s"
 )  # fmt: skip
@@ -110,14 +111,16 @@ class Retriever:
 
     def _open_index(self) -> VectorIndex:
         if self._index is None:
-            manifest = self._lake.current_generation("indexes/visual")
+            manifest = self._lake.current_generation(_INDEX)
             if manifest is None:
                 msg = "nothing is indexed yet; run `mm ingest`"
                 raise ConfigError(msg)
             if self._recipe not in manifest["recipes"] and manifest["n_rows"]:
                 msg = "the index was made by another model than the one in the settings; run `mm ingest` to rebuild it"
                 raise ConfigError(msg)
-            folder = local_copy(self._lake, f"indexes/visual/{manifest['generation']}/", self._cache)
+            generation = str(manifest["generation"])
+            folder = local_copy(self._lake, f"{_INDEX}/{generation}/", self._cache)
+            drop_copies(self._lake, f"{_INDEX}/", self._cache, keep=generation)
             self._index = VectorIndex.from_bytes((folder / "index.faiss").read_bytes(), manifest["parameters"])
         return self._index
 

@@ -8,7 +8,6 @@ replace is not there exactly once, a test fails without a bug, a patched copy ca
 """
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
@@ -16,8 +15,9 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,16 +106,22 @@ def check(mutations: Sequence[Mutation], root: Path = ROOT) -> list[str]:
     """
     for mutation in mutations:
         patched(mutation, root)
-    with tempfile.TemporaryDirectory(prefix="mutations-") as folder, ThreadPoolExecutor(_AT_ONCE) as pool:
-        _pass_unpatched({test for mutation in mutations for test in mutation.tests}, root, Path(folder))
+    with _folder() as folder, ThreadPoolExecutor(_AT_ONCE) as pool:
+        _pass_unpatched({test for mutation in mutations for test in mutation.tests}, root, folder)
         _print_row("mutation", "result", "seconds", ["tests"])
-        runs = pool.map(lambda mutation: _plant(mutation, root, Path(folder)), mutations)
+        runs = pool.map(lambda mutation: _plant(mutation, root, folder), mutations)
         survived = []
         for mutation, outcome in zip(mutations, runs, strict=True):
             result = "caught" if outcome.is_caught else "SURVIVED"
             _print_row(mutation.name, result, f"{outcome.seconds:.0f}", mutation.tests)
             survived += [] if outcome.is_caught else [mutation.name]
     return survived
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="mutations-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder).resolve()
 
 
 def _print_row(name: str, result: str, seconds: str, tests: Sequence[str]) -> None:
@@ -127,10 +133,10 @@ def _print_row(name: str, result: str, seconds: str, tests: Sequence[str]) -> No
 def _pass_unpatched(tests: Iterable[str], root: Path, folder: Path) -> None:
     """Run all tests once, and see that it is the copy that they test."""
     copy = _copy(root, folder / "unpatched")
-    imported = f"import {', '.join(_PACKAGES)}; print(*({'.__file__, '.join(_PACKAGES)}.__file__,), sep='\\n')"
-    found = _python(copy, "-c", imported).stdout.split()
-    if any(not Path(file).is_relative_to(copy) for file in found) or len(found) != len(_PACKAGES):
-        msg = f"the tests would import {', '.join(found) or 'nothing'}, which are not the copy in {copy}"
+    names = ", ".join(_PACKAGES)
+    found = _python(copy, "-c", f"import {names}\nfor module in ({names}): print(module.__file__)").stdout.splitlines()
+    if len(found) != len(_PACKAGES) or not all(Path(file).is_relative_to(copy) for file in found):
+        msg = f"the tests would not import the copy in {copy}, but:\n" + "\n".join(found)
         raise BrokenCheckError(msg)
     outcome = _test(copy, sorted(tests))
     if not re.search(r"^\d+ passed", outcome.said, re.MULTILINE):
@@ -144,7 +150,7 @@ def _plant(mutation: Mutation, root: Path, folder: Path) -> Outcome:
     for file, text in patched(mutation, copy).items():
         file.write_text(text, encoding="utf-8")
     outcome = _test(copy, mutation.tests)
-    shutil.rmtree(copy)
+    shutil.rmtree(copy, ignore_errors=True)
     if not outcome.is_caught and not re.search(r"^\d+ passed", outcome.said, re.MULTILINE):
         msg = f"{mutation.name}: the tests neither pass nor fail:\n{outcome.said}"
         raise BrokenCheckError(msg)
@@ -163,7 +169,7 @@ def _copy(root: Path, to: Path) -> Path:
 def _test(copy: Path, tests: Sequence[str]) -> Outcome:
     """Run tests in a copy until the first fails."""
     started = time.monotonic()
-    options = ("-p", "no:xdist", "-p", "no:cacheprovider", "-x", "-q", f"--basetemp={copy}/tmp")
+    options = ("-p", "no:xdist", "-p", "no:cacheprovider", "-x", "-q", f"--basetemp={copy / 'places'}")
     try:
         said = _python(copy, "-m", "pytest", *options, *tests).stdout
     except subprocess.TimeoutExpired:
@@ -173,11 +179,9 @@ def _test(copy: Path, tests: Sequence[str]) -> Outcome:
 
 def _python(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run this interpreter in a copy, whose packages come before those that are installed."""
-    settings = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *arguments]
-    return subprocess.run(
-        command, cwd=copy, env=settings, stdout=-1, stderr=-2, text=True, timeout=_LIMIT_S, check=False
-    )
+    command = ["env", f"PYTHONPATH={copy}", "OMP_NUM_THREADS=1", sys.executable, *arguments]
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    return subprocess.run(command, cwd=copy, stdout=pipe, stderr=both, text=True, timeout=_LIMIT_S, check=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -197,7 +201,10 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenCheckError as broken:
         print(broken, file=sys.stderr)
         return 2
-    print(f"{len(chosen) - len(survived)} of {len(chosen)} bugs were caught" + "".join(f"\nSURVIVED: {n}" for n in survived))
+    print(
+        f"{len(chosen) - len(survived)} of {len(chosen)} bugs were caught"
+        + "".join(f"\nSURVIVED: {n}" for n in survived)
+    )
     return 1 if survived else 0
 
 

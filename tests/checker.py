@@ -222,7 +222,12 @@ def _check_versions(evidence: Evidence) -> Iterator[str]:
         there = files.etags()
         known = [row for row in evidence.live.values() if row["alias"] == alias]
         erased = {row["key"] for row in evidence.erased if row["alias"] == alias and row["etag"] == there.get(row["key"])}
-        yield from _differences(f"live keys of {alias}", there.keys() - erased, [row["key"] for row in known])
+        unstorable = {key for key in there if "\0" in key}
+        wanted = there.keys() - erased - unstorable
+        yield from _differences(f"live keys of {alias}", wanted, [row["key"] for row in known])
+        refused = [row for row in evidence.rows("SELECT alias FROM refusals") if row["alias"] == alias]
+        if len(refused) < len(unstorable):
+            yield f"{len(unstorable)} keys of {alias} can be held by no ledger, {len(refused)} are recorded as refused"
         for row in known:
             etag = there.get(row["key"], "")
             if etag and row["etag"] != etag:
@@ -404,6 +409,10 @@ def _check_letters(evidence: Evidence) -> Iterator[str]:
             yield f"{step} of {version} is dead without a record"
         elif evidence.json(name)["reason"] != row["reason"]:
             yield f"{name} gives another reason than the ledger ({row['reason']})"
+    dead = {f"dead_letters/{version}/{step}.json" for (version, step), row in evidence.work.items() if row["state"] == "dead"}
+    for name in evidence.names - dead:
+        if name.startswith("dead_letters/") and name.split("/")[1] in evidence.live:
+            yield f"{name} is the record of a step that is not dead"
 
 
 def _check_orphans(evidence: Evidence) -> Iterator[str]:

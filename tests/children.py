@@ -166,3 +166,33 @@ def ingest_over_a_killer(config: str, word: str) -> None:
 
     fakes.FakeVision._extract = die_over  # type: ignore[method-assign]
     ingest(config)
+
+
+# -- Dagster -----------------------------------------------------------------------------------------------------------
+
+
+def _driver(config: str, home: str) -> Any:
+    """Open a Dagster instance that outlives this process, as the daemon and the code server do."""
+    import dagster as dg
+    from dagster_driver import Driver
+    from fakes import FakeWorkspaceResource
+
+    resource = FakeWorkspaceResource(config_file=config)
+    return Driver(None, dg.DagsterInstance.local_temp(home), None), resource  # type: ignore[arg-type]
+
+
+def tick(config: str, home: str, moment: Moment) -> None:
+    """Evaluate the sensor that lists."""
+    driver, resource = _driver(config, home)
+    arrange(moment)
+    driver.tick("bucket_objects_sensor", resource=resource)
+
+
+def run_batch(config: str, home: str, batch_id: str, moment: Moment | None = None) -> None:
+    """Run a batch as Dagster's step process does."""
+    from mm_assets.ledger import Batch
+
+    driver, resource = _driver(config, home)
+    if moment is not None:
+        arrange(moment)
+    assert driver.run("ingest_job", Batch(batch_id, "bulk", (), 0), resource=resource).success

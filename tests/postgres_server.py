@@ -14,12 +14,15 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
+
+from mm_assets.media.sandbox import die_with
 
 MISSING = "PostgreSQL is not installed: `scripts/install_programs.sh postgresql` installs it (Debian: apt-get install postgresql)"
 _INSTALLED = Path("/usr/lib/postgresql")
@@ -71,7 +74,15 @@ class _Server:
         options = [word for setting in settings for word in ("-c", setting)]
         command = [str(self.binaries / "postgres"), "-D", "data", "-k", str(self.folder), *options]
         with (self.folder / "log").open("wb") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, **self.identity())
+            return subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the tests: their last statements need the server
+                preexec_fn=partial(die_with, os.getpid()),  # noqa: PLW1509  no server outlives a killed test run
+                **self.identity(),
+            )
 
     def wait(self, process: "subprocess.Popen[bytes]") -> None:
         """Wait until the server answers."""

@@ -20,6 +20,7 @@ from s3_server import KEY_ID, SECRET, make_client
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
+from mm_assets.buckets.s3 import S3Store
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.hints import drain_inbox
 from mm_assets.flows.workspace import Workspace
@@ -49,10 +50,12 @@ class Rig:
 
     Attributes
     ----------
+    server : moto | rclone
     client : goes straight to the server, past the proxy
     source, lake : names of the buckets
     """
 
+    server: str
     place: Place
     proxy: FaultProxy
     client: Any
@@ -161,8 +164,8 @@ def access_to(url: str) -> dict[str, str]:
 def impatient(workspace: Workspace, budget_s: float = QUIET_BUDGET_S) -> Workspace:
     """Let the stores give up after seconds instead of minutes."""
     for store in (*workspace.sources.values(), workspace.lake.store):
-        requests = store._requests  # type: ignore[attr-defined]
-        requests.retry = dataclasses.replace(requests.retry, budget_s=budget_s, base_s=0.05)
+        if isinstance(store, S3Store):
+            store._requests.retry = dataclasses.replace(store._requests.retry, budget_s=budget_s, base_s=0.05)
     return workspace
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -522,6 +523,19 @@ def test_the_listing_counts_what_no_event_told(make_workspace: Callable[..., Any
     assert workspace.ledger.meters.totals()[found] == 3
     discover(workspace, "source")
     assert workspace.ledger.meters.totals()[found] == 3
+
+
+def test_a_file_whose_name_is_no_text_is_refused_by_name(make_workspace: Callable[..., Any]) -> None:
+    """A folder may hold names that are no UTF-8: such a file has a row with a reason, and the others are found."""
+    place = make_workspace("picture0.png")
+    raw = os.fsencode(place.source) + b"/b\xff.png"
+    Path(os.fsdecode(raw)).write_bytes(b"x")
+    workspace = place.open()
+
+    found = discover(workspace, "source")
+
+    assert (found.n_listed, found.n_refused) == (1, 1)
+    assert [(r.shown_key, r.reason) for r in workspace.ledger.objects.refusals()] == [("b\\udcff.png", "policy")]
 
 
 def test_names_that_nothing_can_hold_are_refused_once(make_workspace: Callable[..., Any]) -> None:

@@ -15,7 +15,7 @@ from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import ObjectVersion
 from mm_assets.ledger.inbox import Hint
 from mm_assets.ledger.progress import mark_of
-from mm_assets.ledger.tables import OBJECTS, WORK, key_hash
+from mm_assets.ledger.tables import OBJECTS, WORK, short_key
 
 FILES = ("picture0.png", "clip.mp4", "broken.png", "notes.txt")
 
@@ -153,7 +153,7 @@ def _fill(workspace: Workspace, n: int) -> None:
             "etag": "etag",
             "version_id": "",
         }
-        row |= {"key_hash": key_hash(version.key), "partition_key": version.key, "size_bytes": 1, "modified_at": now}
+        row |= {"short_key": short_key(version.key), "partition_key": version.key, "size_bytes": 1, "modified_at": now}
         row |= {"place": place, "shard": place // 2_000, "state": "live", "first_seen_at": now - 9, "seen_pass": 1}
         objects.append(row | {"opened_for": mark})
         for step, recipe in workspace.recipes.items():

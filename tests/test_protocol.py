@@ -14,8 +14,9 @@ from places import Place
 from mm_assets.buckets.base import ObjectNotFoundError
 from mm_assets.flows import dead_letters, receipts, removing
 from mm_assets.flows.discovery import discover
+from mm_assets.flows.generations import TAXONOMY
 from mm_assets.flows.hints import drain_inbox
-from mm_assets.flows.publishing import publish_steps
+from mm_assets.flows.publishing import publish_steps, stale_step_shards
 from mm_assets.flows.refreshing import freeze_taxonomy
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import Lake
@@ -39,7 +40,9 @@ class Watch:
     found : moment and finding; what a process that was killed there would have left
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, look: Callable[[], list[str]], *points: tuple[Any, str]) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, look: Callable[[], list[str]], *points: tuple[Any, str]
+    ) -> None:
         self.n_looks = 0
         self.found: list[str] = []
         self._look = look
@@ -162,20 +165,19 @@ class _KilledError(BaseException):
     """Ends a process where it stands, as SIGKILL would."""
 
 
-@pytest.mark.parametrize(("point", "key"), [("upsert", "picture1.png"), ("leave", "picture0.png")])
+@pytest.mark.parametrize(
+    ("point", "key"), [("upsert", "picture1.png"), ("leave", "picture0.png")], ids=["upsert", "leave"]
+)
 def test_a_hint_waits_until_what_it_led_to_is_stored(
     make_workspace: Make, monkeypatch: pytest.MonkeyPatch, point: str, key: str
 ) -> None:
     """Killed before the row is written or retired, the hint waits as before, and no listing is needed to make it good."""
-    place = make_workspace("picture0.png")
+    place = make_workspace("picture0.png", "picture2.png")
     workspace = place.open()
     discover(workspace, "source")
-    place.add("picture1.png", "picture2.png")
+    place.add("picture1.png")
     (place.source / "picture0.png").unlink()
-    drain_inbox(workspace)
-    workspace.ledger.inbox.add([Hint("1", "test", "source", "picture2.png")])
-    assert drain_inbox(workspace).n_new == 1  # so that what leaves is not all there is
-    workspace.ledger.inbox.add([Hint("2", "test", "source", key)])
+    workspace.ledger.inbox.add([Hint("1", "test", "source", key)])
 
     def die(*_: Any, **__: Any) -> None:
         raise _KilledError
@@ -194,7 +196,7 @@ def test_a_hint_waits_until_what_it_led_to_is_stored(
 
 
 def test_what_the_ledger_calls_published_is_in_the_lake(make_workspace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that the ledger notes has that fingerprint in its footer: otherwise nobody would write it again."""
+    """A file is as the ledger says, or the next publish writes it: at every moment of a publish."""
     place, workspace = _known(make_workspace, "picture0.png")
     place.add("picture1.png")
     discover(workspace, "source")
@@ -202,16 +204,104 @@ def test_what_the_ledger_calls_published_is_in_the_lake(make_workspace: Make, mo
 
     def look() -> list[str]:
         files = workspace.ledger.catalog.shard_files().values()
-        described = {file: workspace.lake.describe_shard(file.name, file.shard) for file in files}
-        in_ledger = _noted(workspace)
-        return [
-            f"{file.name} is not what the ledger says"
-            for file, there in described.items()
-            if there is None or (there[0] != file.fingerprint and not _is_newer(there[0], in_ledger[file.name]))
-        ]
+        there = {file.name: workspace.lake.describe_shard(file.name, file.shard) for file in files}
+        other = {(file.name, file.shard) for file in files if there[file.name] != (file.fingerprint, file.n_rows)}
+        return [f"{name} is not what the ledger says" for name, _ in other - stale_step_shards(workspace).keys()]
 
     watch = Watch(monkeypatch, look, (Lake, "write_shard"), (Catalog, "set_shard_file"))
     published = publish_steps(workspace)
 
     assert watch.found == []
-    assert watch.n_looks == 4 * published.n_written > 0
+    assert watch.n_looks == 4 * published.n_written
+    assert published.n_written >= 4
+
+
+def test_what_a_pointer_names_is_in_the_lake(make_workspace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger and the lake point to builds whose files are there, at every moment of a build."""
+    _, workspace = _known(make_workspace, "picture0.png")
+
+    def look() -> list[str]:
+        pointers = (workspace.ledger.catalog.generation(TAXONOMY), workspace.lake.current_generation(TAXONOMY))
+        folders = {f"{TAXONOMY}/{pointer['generation']}" for pointer in pointers if pointer is not None}
+        keys = {f"{folder}/{file}" for folder in folders for file in ("model.parquet", "manifest.json")}
+        return [f"{key} is not there" for key in sorted(keys) if not _has(workspace, key)]
+
+    writes = ((Lake, "write_generation"), (Lake, "point_to_generation"), (Catalog, "set_generation"))
+    watch = Watch(monkeypatch, look, *writes)
+
+    assert freeze_taxonomy(workspace).is_new
+
+    assert (watch.found, watch.n_looks) == ([], 6)
+
+
+# -- removal -----------------------------------------------------------------------------------------------------------
+
+
+def _leaving(make_workspace: Make) -> tuple[Workspace, KnownObject]:
+    """Give a workspace one of whose two objects has left the tables and not yet the lake."""
+    place, workspace = _known(make_workspace, "picture0.png", "picture1.png")
+    known = _object(workspace, "picture1.png")
+    (place.source / "picture1.png").unlink()
+    assert discover(workspace, "source").n_gone == 1
+    publish_steps(workspace)
+    return workspace, known
+
+
+def _results(workspace: Workspace, known: KnownObject) -> list[str]:
+    return [stored.key for stored in workspace.lake.walk("results/") if known.object_id in stored.key]
+
+
+def test_the_ledger_forgets_a_version_after_its_files_are_gone(
+    make_workspace: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a result is in the lake, the version is to be swept: at every moment of a sweep."""
+    workspace, known = _leaving(make_workspace)
+    assert len(_results(workspace, known)) >= 4
+
+    def look() -> list[str]:
+        return [] if workspace.ledger.removals.n_leaving() else _results(workspace, known)
+
+    watch = Watch(monkeypatch, look, (receipts, "intend"), (receipts, "settle"), (RemovalBook, "forget"))
+    swept = removing.sweep(workspace)
+
+    assert watch.found == []
+    assert watch.n_looks >= 6
+    assert (swept.n_versions, _results(workspace, known)) == (1, [])
+
+
+def test_nothing_is_removed_before_it_is_on_a_receipt(make_workspace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file that is missing stands on a receipt, open or complete: at every moment of a sweep."""
+    workspace, known = _leaving(make_workspace)
+    before = _results(workspace, known)
+
+    def look() -> list[str]:
+        written = [workspace.lake.read_columns(stored.key, ["key"]) for stored in workspace.lake.walk("receipts/")]
+        told = {key for rows in written for key in rows["key"].to_pylist()}
+        return [f"{key} is on no receipt" for key in sorted({*before} - {*_results(workspace, known)} - told)]
+
+    monkeypatch.setattr(receipts, "_THREADS", 1)  # one removal at a time, so that a look does not see half of another
+    watch = Watch(monkeypatch, look, (receipts, "_remove"))
+    removing.sweep(workspace)
+
+    assert watch.found == []
+    assert watch.n_looks >= 2 * len(before)
+    assert _results(workspace, known) == []
+
+
+def test_an_erasure_is_recorded_before_the_ledger_knows_it(
+    make_workspace: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the ledger calls erased is so in the lake as well: a ledger that is rebuilt would bring it back."""
+    _, workspace = _known(make_workspace, "picture0.png")
+    known = _object(workspace, "picture0.png")
+
+    def look() -> list[str]:
+        is_erased = workspace.ledger.objects.by_ids([known.object_id])[0].state == "erased"
+        return ["erased without a record"] if is_erased and known.object_id not in workspace.lake.erasures() else []
+
+    watch = Watch(monkeypatch, look, (Lake, "write_erasure"), (RemovalBook, "erase"))
+
+    assert removing.erase(workspace, [known]) == 1
+
+    assert (watch.found, watch.n_looks) == ([], 4)
+    assert list(workspace.lake.erasures()) == [known.object_id]

@@ -111,8 +111,8 @@ def test_metrics_need_a_key_and_parse(client: Client) -> None:
         for family in text_string_to_metric_families(answer.body.decode())
         for sample in family.samples
     }
-    assert samples["events_received_total", ("b2",)] == 2
-    assert samples["inbox_depth", ()] == 1
+    assert samples["mm_assets_events_received_total", ("b2",)] == 2
+    assert samples["mm_assets_inbox_depth", ()] == 1
 
 
 def test_samples_are_written_in_families() -> None:
@@ -120,12 +120,12 @@ def test_samples_are_written_in_families() -> None:
     labels = (("why", 'a"b\nc\\'),)
     text = render([Sample("events_total", "counter", "Help.", labels, 2), Sample("depth", "gauge", "Depth.", (), 1)])
     assert text.decode().splitlines() == [
-        "# HELP events_total Help.",
-        "# TYPE events_total counter",
-        'events_total{why="a\\"b\\nc\\\\"} 2.0',
-        "# HELP depth Depth.",
-        "# TYPE depth gauge",
-        "depth 1.0",
+        "# HELP mm_assets_events_total Help.",
+        "# TYPE mm_assets_events_total counter",
+        'mm_assets_events_total{why="a\\"b\\nc\\\\"} 2.0',
+        "# HELP mm_assets_depth Depth.",
+        "# TYPE mm_assets_depth gauge",
+        "mm_assets_depth 1.0",
     ]
 
 

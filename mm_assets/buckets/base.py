@@ -40,12 +40,13 @@ class Page:
     Attributes
     ----------
     next_after : pass as ``after`` for the next page; None at the end
-    n_skipped : names in this stretch that the store holds but cannot express as a key
+    skipped : names in this stretch that the store holds but cannot express as a key; lone surrogates stand for
+        bytes that are no UTF-8
     """
 
     objects: tuple[StoredObject, ...]
     next_after: str | None
-    n_skipped: int = 0
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

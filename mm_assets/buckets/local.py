@@ -81,11 +81,11 @@ class LocalStore:
         walk = Walk(self._names, after, prefix)
         with self._translated():
             objects = tuple(islice(self._describe_all(walk), limit))
-            n_skipped = walk.n_skipped
+            skipped = tuple(walk.skipped)
             if len(objects) == limit and next(walk, None) is not None:
-                return Page(objects, objects[-1].key, n_skipped)
+                return Page(objects, objects[-1].key, skipped)
         self._names.forget()
-        return Page(objects, None, walk.n_skipped)
+        return Page(objects, None, tuple(walk.skipped))
 
     def head(self, key: str) -> StoredObject:
         """Describe one file."""

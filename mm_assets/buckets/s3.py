@@ -117,10 +117,10 @@ class S3Store:
     def list_page(self, after: str = "", limit: int = 1_000, prefix: str = "") -> Page:
         """List one page; about 1,000 objects at most whatever the limit (what the service sends beyond is kept).
 
-        An entry that cannot be parsed is isolated by halving the page, stepped over and counted.
+        An entry that cannot be parsed is isolated by halving the page, stepped over and told.
         """
         start: Position = {"StartAfter": self._prefix + after} if after else {}
-        n_keys, n_skipped, tokens = min(limit, MAX_PAGE_KEYS), 0, set[str]()
+        n_keys, skipped, tokens = min(limit, MAX_PAGE_KEYS), list[str](), set[str]()
         while True:
             try:
                 answer = self._list_once(prefix, n_keys, start)
@@ -128,12 +128,13 @@ class S3Store:
                 if n_keys > 1:
                     n_keys //= 2
                 else:
-                    start, n_skipped = self._step_over(error.last_key, start), n_skipped + 1
+                    start = self._step_over(error.last_key, start)
+                    skipped.append(start["StartAfter"].removeprefix(self._prefix))
                 continue
             objects = self._objects(answer)
             is_last = not answer["IsTruncated"]
             if objects or is_last:
-                return Page(objects, None if is_last else self._next_after(objects, after), n_skipped)
+                return Page(objects, None if is_last else self._next_after(objects, after), tuple(skipped))
             start = self._go_on(answer, tokens)
 
     def head(self, key: str) -> StoredObject:

@@ -65,13 +65,13 @@ class Walk(Iterator[str]):
 
     Attributes
     ----------
-    n_skipped : names met so far that are no UTF-8 and so have no key
+    skipped : names met so far that are no UTF-8 and so have no key; lone surrogates stand for the wrong bytes
     """
 
     def __init__(self, names: Names, after: str, prefix: str) -> None:
         self._names, self._after, self._prefix = names, after.encode("utf-8"), prefix.encode("utf-8")
         self._levels: list[Iterator[bytes]] | None = None
-        self.n_skipped = 0
+        self.skipped: list[str] = []
 
     def __next__(self) -> str:
         if self._levels is None:
@@ -85,7 +85,7 @@ class Walk(Iterator[str]):
             elif (key := _decoded(name)) is not None:
                 return key
             else:
-                self.n_skipped += 1
+                self.skipped.append(name.decode("utf-8", "surrogateescape"))
         raise StopIteration
 
     def _wanted(self, folder: bytes) -> Iterator[bytes]:

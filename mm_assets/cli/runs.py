@@ -16,6 +16,7 @@ from typing import Any, Self
 import dagster as dg
 
 from mm_assets.flows.discovery import Discovery, discover
+from mm_assets.flows.hints import drain_inbox
 from mm_assets.flows.planning import free_lost_work, plan_batches
 from mm_assets.flows.processing import repeating
 from mm_assets.flows.refreshing import needs_refresh
@@ -157,7 +158,8 @@ class Runner:
             extractor.check()
 
     def discover(self, aliases: Sequence[str]) -> None:
-        """List these sources to the end."""
+        """Look at what events named, then list these sources to the end."""
+        drain_inbox(self._workspace)
         n_before = 0
         for alias in aliases:
             on_page = partial(self._count_listed, n_before)

@@ -178,12 +178,13 @@ class _Lister:
             objects.count_calls(self._alias, 1)  # billed all the same
             raise
         picked = self._selection.pick(page.objects)
-        refuse(self._workspace, self._alias, picked.refused)
+        refused = [*picked.refused, *((name, "no readable key: rename the object") for name in page.skipped)]
+        refuse(self._workspace, self._alias, refused)
         after = None if page.next_after is None else self._selection.beyond_own(page.next_after)
         delta = objects.record_page(
             self._alias, picked.seen, at=scan, after=after, shard_objects=self._workspace.settings.refresh.shard_objects
         )
-        self._add(delta, n_listed=len(page.objects), n_refused=len(picked.refused) + page.n_skipped)
+        self._add(delta, n_listed=len(page.objects), n_refused=len(refused))
         self._meter(scan, delta.n_new + delta.n_changed + delta.n_revived)
         self._on_page(self.found.n_listed)
         return after

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, Table, bindparam, inspect, select, te
 from sqlalchemy.schema import CreateColumn
 
 from mm_assets.errors import ConfigError
-from mm_assets.ledger.tables import FACTS, METADATA, OBJECTS, key_hash
+from mm_assets.ledger.tables import FACTS, METADATA, OBJECTS, short_key
 from mm_assets.ledger.transactions import insert_into, take_turn
 from mm_assets.ledger.versions import chunks
 
@@ -78,10 +78,10 @@ def _add_columns(connection: Connection, table: Table) -> None:
 
 
 def _fill(connection: Connection) -> None:
-    """Hash the keys, and let versions that are not live be swept."""
-    statement = update(OBJECTS).where(OBJECTS.c.object_id == bindparam("of")).values(key_hash=bindparam("hashed"))
-    rows = connection.execute(select(OBJECTS.c.object_id, OBJECTS.c.key).where(OBJECTS.c.key_hash == "")).all()
+    """Shorten the keys, and let versions that are not live be swept."""
+    statement = update(OBJECTS).where(OBJECTS.c.object_id == bindparam("of")).values(short_key=bindparam("short"))
+    rows = connection.execute(select(OBJECTS.c.object_id, OBJECTS.c.key).where(OBJECTS.c.short_key == "")).all()
     for part in chunks(rows, _ROWS_AT_ONCE):
-        connection.execute(statement, [{"of": row.object_id, "hashed": key_hash(row.key)} for row in part])
+        connection.execute(statement, [{"of": row.object_id, "short": short_key(row.key)} for row in part])
     left = update(OBJECTS).where(OBJECTS.c.state != "live", OBJECTS.c.left_at.is_(None))
     connection.execute(left.values(left_at=time.time()))

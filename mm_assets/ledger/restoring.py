@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from mm_assets.identity import ObjectVersion
 from mm_assets.ledger.objects import SeenObject, chunks
-from mm_assets.ledger.tables import FACTS, IS_LIVE, OBJECTS, PUBLISHED, WORK, key_hash
+from mm_assets.ledger.tables import FACTS, IS_LIVE, OBJECTS, PUBLISHED, WORK, short_key
 from mm_assets.ledger.transactions import insert_into, retried
 
 UNKNOWN_SIZE = -1
@@ -22,7 +22,7 @@ _UNDER_WAY = "rebuild_under_way"
 _ERASED: dict[str, Any] = {
     "alias": "",
     "key": "",
-    "key_hash": "",
+    "short_key": "",
     "etag": "",
     "version_id": "",
     "size_bytes": 0,
@@ -197,7 +197,7 @@ def _version_row(item: RestoredVersion) -> dict[str, Any]:
         "object_id": version.object_id,
         "alias": version.alias,
         "key": version.key,
-        "key_hash": key_hash(version.key),
+        "short_key": short_key(version.key),
         "etag": version.etag,
         "version_id": version.version_id,
         "partition_key": version.partition_key,

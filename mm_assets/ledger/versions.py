@@ -4,16 +4,16 @@ Put here: one live version of each key, places, versions that supersede, leave a
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Row, Text, cast, select, update
+from sqlalchemy import ColumnElement, Row, Text, and_, cast, select, update
 from sqlalchemy.engine import Connection
 
 from mm_assets.identity import ObjectVersion
 from mm_assets.ledger.bulk import among, insert_rows
-from mm_assets.ledger.tables import FACTS, IS_LIVE, OBJECTS, key_hash
+from mm_assets.ledger.tables import FACTS, IS_LIVE, OBJECTS, short_key
 from mm_assets.ledger.transactions import insert_into
 
 _CHUNK = 1_000  # bound parameters in one statement; SQLite's limit is 32,766
@@ -71,9 +71,12 @@ def known_object(row: Row[Any]) -> KnownObject:
 
 def live_at_keys(connection: Connection, alias: str, keys: Iterable[str]) -> dict[str, Row[Any]]:
     """Return the live versions of these keys, by key."""
-    hashes = sorted({key_hash(key) for key in keys})
-    query = select(OBJECTS).where(IS_LIVE, OBJECTS.c.alias == alias, among(OBJECTS.c.key_hash, hashes))
+    query = select(OBJECTS).where(_live_at(alias, keys))
     return {row.key: row for row in connection.execute(query)}
+
+
+def _live_at(alias: str, keys: Iterable[str]) -> ColumnElement[bool]:
+    return and_(IS_LIVE, OBJECTS.c.alias == alias, among(OBJECTS.c.short_key, sorted(map(short_key, keys))))
 
 
 def leave(connection: Connection, object_ids: Sequence[str], state: str, *also: ColumnElement[bool]) -> int:
@@ -93,13 +96,14 @@ def upsert(
     """
     by_key = {item.version.key: item for item in seen}  # a store may name a key twice: the last one counts
     by_id = {item.version.object_id: item for item in by_key.values()}
-    for object_id in _touch(connection, list(by_id), pass_number):
-        del by_id[object_id]
+    live = _touch(connection, alias, by_key, pass_number)
+    replaced = {row.key: row for row in live if row.object_id not in by_id}
+    for row in live:
+        by_id.pop(row.object_id, None)
     if not by_id:
         return PageDelta()
-    states = _states(connection, list(by_id))
-    replaced = live_at_keys(connection, alias, (item.version.key for item in by_id.values()))
     leave(connection, [row.object_id for row in replaced.values()], "superseded")
+    states = _states(connection, list(by_id))
     revived = [object_id for object_id, state in states.items() if state != "erased"]
     _revive(connection, revived, pass_number)
     new = {object_id: item for object_id, item in by_id.items() if object_id not in states}
@@ -108,10 +112,13 @@ def upsert(
     return PageDelta(len(new) - n_changed, n_changed, len(revived))
 
 
-def _touch(connection: Connection, object_ids: Sequence[str], pass_number: int) -> list[str]:
-    """Mark the live ones among these versions as seen; returns them."""
-    live = update(OBJECTS).where(IS_LIVE, among(OBJECTS.c.object_id, object_ids)).values(seen_pass=pass_number)
-    return list(connection.scalars(live.returning(OBJECTS.c.object_id)))
+def _touch(connection: Connection, alias: str, keys: Collection[str], pass_number: int) -> list[Row[Any]]:
+    """Mark the live versions of these keys as seen; returns them, also those that are about to be superseded."""
+    if not keys:
+        return []
+    live = update(OBJECTS).where(_live_at(alias, keys)).values(seen_pass=pass_number)
+    columns = (OBJECTS.c.object_id, OBJECTS.c.key, OBJECTS.c.place, OBJECTS.c.shard)
+    return list(connection.execute(live.returning(*columns)))
 
 
 def _states(connection: Connection, object_ids: Sequence[str]) -> dict[str, str]:
@@ -159,13 +166,13 @@ def _take_places(connection: Connection, n: int) -> int:
 
 
 _NEW_COLUMNS = (
-    *("object_id", "alias", "key", "key_hash", "etag", "version_id", "partition_key", "size_bytes", "modified_at"),
+    *("object_id", "alias", "key", "short_key", "etag", "version_id", "partition_key", "size_bytes", "modified_at"),
     *("place", "shard", "state", "first_seen_at", "seen_pass", "in_dagster", "opened_for"),
 )
 
 
 def _new_row(object_id: str, item: SeenObject, place: int, shard: int, pass_number: int) -> tuple[Any, ...]:
     version = item.version
-    identity = (object_id, version.alias, version.key, key_hash(version.key), version.etag, version.version_id)
+    identity = (object_id, version.alias, version.key, short_key(version.key), version.etag, version.version_id)
     told = (version.partition_key, item.size_bytes, item.modified_at)
     return (*identity, *told, place, shard, "live", time.time(), pass_number, False, "")

@@ -20,6 +20,7 @@ from mm_assets.flows.workspace import Workspace
 from mm_assets.server.access import require_key
 
 _ANSWER_WITHIN_S = 3.0
+_NAMESPACE = "mm_assets_"
 
 
 def build_health(workspace: Workspace, tally: Tally) -> APIRouter:
@@ -50,11 +51,12 @@ def build_health(workspace: Workspace, tally: Tally) -> APIRouter:
 
 
 def render(samples: Iterable[Sample]) -> bytes:
-    """Write samples in Prometheus' text form, one family for each name."""
+    """Write samples in Prometheus' text form, one family for each name, all of one namespace."""
     families: dict[str, Metric] = {}
     for sample in samples:
-        family = families.setdefault(sample.name, Metric(sample.name.removesuffix("_total"), sample.help, sample.kind))
-        family.add_sample(sample.name, dict(sample.labels), sample.value)
+        name = f"{_NAMESPACE}{sample.name}"
+        family = families.setdefault(name, Metric(name.removesuffix("_total"), sample.help, sample.kind))
+        family.add_sample(name, dict(sample.labels), sample.value)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collected(families.values()))
     return generate_latest(registry)

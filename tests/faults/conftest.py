@@ -83,11 +83,18 @@ def rig(
             url = stack.enter_context(fresh_database(request.getfixturevalue("postgres")))
         proxy = stack.enter_context(fault_proxy(request.getfixturevalue(server)))
         client, source, lake = stack.enter_context(buckets(proxy.upstream))
-        made = Rig(Place(tmp_path, media), proxy, client, source, lake, url)
+        made = Rig(server, Place(tmp_path, media), proxy, client, source, lake, url)
         made.configure()
         yield made
         proxy.mend()
         made.place.close()
+
+
+@pytest.fixture
+def fresh_postgres(postgres: str) -> Iterator[str]:
+    """Give the URL of an empty database."""
+    with fresh_database(postgres) as url:
+        yield url
 
 
 # -- the table -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from rig import Rig, access_to, everywhere, once, pairwise
+from rig import Rig, everywhere, once, pairwise
 from s3_server import Answer, fault_server
 from server_driver import ALL_ON, B2_SECRET, JSON, TOKEN, Client, serving, upload_event
 from sqlalchemy import make_url
@@ -376,5 +376,3 @@ def test_a_suspended_rule_is_an_alarm_and_the_listing_finds_everything(
     assert rig.violations() == []
     assert len(rig.evidence().live) == 2
 
-
-_ = access_to

@@ -20,7 +20,6 @@ from s3_server import make_client
 
 from mm_assets.flows.refreshing import needs_refresh
 from mm_assets.flows.workspace import Workspace
-from mm_assets.media.sandbox import die_with
 from mm_assets.settings import Location
 from soak import roles
 from soak.stage import ALIAS, GOOD, KILLER, MAX_CLAIMS, MAX_TRIES, POISON, STEPS, STUBBORN, TEXT, Stage
@@ -52,7 +51,7 @@ class Verdict:
 
 def wait_until_quiet(stage: Stage, parent: int) -> None:
     """Return when two listings were completed, no event waits and no work is left."""
-    die_with(parent)
+    roles.belong_to(parent)
     workspace = stage.open()
     first_pass = workspace.ledger.objects.scan(ALIAS).pass_number
     while workspace.ledger.objects.scan(ALIAS).pass_number < first_pass + 2 or _is_busy(workspace):

@@ -43,8 +43,7 @@ Turn = Callable[[Workspace], bool]  # returns whether there was anything to do
 
 def live(role: str, stage: Stage, parent: int) -> None:
     """Play a role until killed; an error ends a turn and is written down."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    die_with(parent)
+    belong_to(parent)
     if role == "feeder":
         feed(stage)
     workspace = stage.open()
@@ -56,6 +55,13 @@ def live(role: str, stage: Stage, parent: int) -> None:
             note_error(stage, role, error)
         if is_idle:
             time.sleep(_IDLE_S)
+
+
+def belong_to(parent: int) -> None:
+    """End when the parent does, and leave Ctrl-C to it."""
+    die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def note_error(stage: Stage, role: str, error: Exception) -> None:
@@ -150,8 +156,7 @@ def draw(kind: str, seed: int) -> bytes:
 
 def mutate(stage: Stage, parent: int, n_objects: int, seconds: float, seed: int) -> None:
     """Change the source for so long, evenly, until so many objects were written; half of them before anything else."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with(parent)
+    belong_to(parent)
     workspace = stage.open()
     mutator = Mutator(stage, workspace.sources[ALIAS], seed)
     n_before = n_objects // 2

@@ -34,6 +34,7 @@ _KILL_EVERY_S = (0.1, 0.3)
 _STOPPED_SHARE = 0.1
 _STOP_S = 1.5 * LEASE_S
 _SHOWN = 50
+_TELL_EVERY_S = 30.0
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Company:
     playing: dict[int, tuple[str, ForkProcess]] = field(default_factory=dict)
     stopped: dict[int, float] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    tell_at: float = 0.0
+    is_interrupted: bool = False
 
     def start(self, role: str) -> None:
         """Fork a process into a role."""
@@ -82,6 +85,23 @@ class Company:
             if everybody or time.monotonic() > until:
                 del self.stopped[pid]
                 os.kill(pid, signal.SIGCONT)
+
+    def interrupt(self, *_: object) -> None:
+        """Remember a signal; one that was raised as an error amid a fork would be lost."""
+        self.is_interrupted = True
+
+    def wait(self, seconds: float) -> None:
+        """Sleep; raises KeyboardInterrupt when there was a signal."""
+        time.sleep(seconds)
+        if self.is_interrupted:
+            raise KeyboardInterrupt
+
+    def tell(self, when: str) -> None:
+        """Give a sign of life now and then."""
+        if time.monotonic() > self.tell_at:
+            self.tell_at = time.monotonic() + _TELL_EVERY_S
+            done = ", ".join(f"{n} {what}" for what, n in sorted(self.counts.items()))
+            sys.stderr.write(f"{when}: {done}\n")
 
     def end(self) -> None:
         """Kill everybody and wait for it."""
@@ -123,9 +143,9 @@ class Outcome:
 def soak(plan: Plan, folder: Path) -> Outcome:
     """Play a soak in an empty folder and look at what is left."""
     warm()
-    with set_stage(folder, plan.store, plan.ledger) as stage, _company(stage, plan.seed) as company:
-        seconds = {"storm": _storm(plan, company), "drain": _drain(plan, company)}
-        company.end()
+    with set_stage(folder, plan.store, plan.ledger) as stage:
+        with _company(stage, plan.seed) as company:
+            seconds = {"storm": _storm(plan, company), "drain": _drain(plan, company)}
         verdict = check.check(stage)
         return Outcome(company.counts + verdict.counts, seconds, verdict)
 
@@ -133,10 +153,13 @@ def soak(plan: Plan, folder: Path) -> Outcome:
 @contextmanager
 def _company(stage: Stage, seed: int) -> Iterator[Company]:
     company = Company(stage, random.Random(seed))
+    before = {number: signal.signal(number, company.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield company
     finally:
         company.end()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _storm(plan: Plan, company: Company) -> float:
@@ -145,17 +168,19 @@ def _storm(plan: Plan, company: Company) -> float:
     mutator = FORK.Process(target=roles.mutate, args=args, daemon=True)
     mutator.start()
     while mutator.is_alive() and not _has_begun(company.stage):
-        time.sleep(0.1)
+        company.wait(0.1)
     started = time.monotonic()
     for role, n in CAST.items():
         for _ in range(n):
             company.start(role)
     while mutator.is_alive():
-        time.sleep(company.chance.uniform(*_KILL_EVERY_S))
+        company.wait(company.chance.uniform(*_KILL_EVERY_S))
         if plan.kills:
             company.hurt()
         company.wake()
         company.replace_dead()
+        company.tell(f"{time.monotonic() - started:.0f} s of {plan.seconds:.0f} s")
+    company.wait(0)  # a signal to all ends the mutator first
     assert mutator.exitcode == 0, "the mutator failed; its error is above"
     return time.monotonic() - started
 
@@ -172,7 +197,8 @@ def _drain(plan: Plan, company: Company) -> float:
     prober.start()
     while prober.is_alive() and time.monotonic() < started + plan.drain_s:
         company.replace_dead()
-        time.sleep(0.1)
+        company.tell(f"coming to rest for {time.monotonic() - started:.0f} s")
+        company.wait(0.1)
     prober.kill()
     prober.join()
     return time.monotonic() - started
@@ -197,7 +223,7 @@ def show(plan: Plan, outcome: Outcome) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; 1 when a rule is violated, 130 after Ctrl-C."""
+    """Run from the command line; 1 when a rule is violated, 130 after Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--seconds", type=float, default=600, help="how long objects change and processes die")
     parser.add_argument("--objects", type=int, default=10_000, help="object versions written")
@@ -208,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="play in this empty folder and leave it; default: a temporary one")
     options = vars(parser.parse_args(arguments))
     folder = options.pop("folder")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = Plan(**options)
     with ExitStack() as stack:
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mm-soak-")))

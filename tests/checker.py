@@ -1,25 +1,22 @@
 """Compares bucket, ledger, lake, tables and indexes by plain means, without a line of the product.
 
-SQL is written out, the lake is listed and read by pyarrow, ids are computed from their documented formulas. What it
-knows of the extractors is that of ``fakes``: one found thing in each segment that a step takes.
+Ids are computed from their documented formulas. What it knows of the extractors is that of ``fakes``: one found thing in
+each segment that a step takes.
 
-Put here: what must hold once everything has come to rest. Keep out: running anything, tests.
+Put here: what must hold once everything has come to rest. Keep out: reading (``evidence``), running anything, tests.
 """
 
 import hashlib
-import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from sqlalchemy import create_engine, text
-from sqlalchemy.pool import NullPool
+from evidence import Bucket, Evidence, Files, Folder, Row, read_parquet
+
+__all__ = ["Bucket", "Evidence", "Files", "Folder", "Row", "find_broken_promises", "find_violations"]
 
 _PICTURES = {"scene", "image", "page"}
 TAKES = {
@@ -46,130 +43,6 @@ JUDGEMENTS = ("tags", *ONE_FOR_EACH_PICTURE)
 FINAL = {"done", "skipped", "dead"}
 
 
-class Files(Protocol):
-    """Files by name, as a plain listing shows them."""
-
-    def etags(self) -> dict[str, str]:
-        """Return name → ETag; '' where the place has none of its own."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """Return one file's bytes."""
-        ...
-
-
-@dataclass(frozen=True)
-class Folder:
-    """Files below a folder."""
-
-    path: Path
-
-    def etags(self) -> dict[str, str]:
-        """List the files; hidden staging folders are not meant for readers."""
-        found = (file.relative_to(self.path) for file in self.path.rglob("*") if file.is_file())
-        return {str(name): "" for name in found if not name.parts[0].startswith(".")}
-
-    def read(self, name: str) -> bytes:
-        """Read one file."""
-        return (self.path / name).read_bytes()
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Objects of a bucket, through a client that goes straight to the server."""
-
-    client: Any
-    name: str
-    prefix: str = ""
-
-    def etags(self) -> dict[str, str]:
-        """List all pages."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix)
-        found = (entry for page in pages for entry in page.get("Contents", ()))
-        return {entry["Key"].removeprefix(self.prefix): entry["ETag"].strip('"') for entry in found}
-
-    def read(self, name: str) -> bytes:
-        """GET one object."""
-        data: bytes = self.client.get_object(Bucket=self.name, Key=self.prefix + name)["Body"].read()
-        return data
-
-
-Row = Mapping[str, Any]
-
-
-@dataclass
-class Evidence:
-    """Everything that is looked at; each part is read once.
-
-    Attributes
-    ----------
-    sources : alias → what is there
-    n_results : results to be opened and compared with the tables, spread evenly; None for all
-    """
-
-    sources: Mapping[str, Files]
-    ledger_url: str
-    lake: Files
-    n_results: int | None = None
-    _tables: dict[str, pa.Table | None] = field(default_factory=dict)
-
-    def rows(self, query: str) -> list[Row]:
-        """Ask the ledger."""
-        engine = create_engine(self.ledger_url, poolclass=NullPool)
-        with engine.connect() as connection:
-            return [dict(row) for row in connection.execute(text(query)).mappings()]
-
-    @cached_property
-    def live(self) -> dict[str, Row]:
-        """Live versions by id."""
-        return {row["object_id"]: row for row in self.rows("SELECT * FROM objects WHERE state = 'live'")}
-
-    @cached_property
-    def erased(self) -> list[Row]:
-        """Versions that a person had erased, with their record in the lake; their object may still be there."""
-        rows = self.rows("SELECT * FROM objects WHERE state = 'erased'")
-        return [row for row in rows if f"erasures/{row['object_id']}.json" in self.names]
-
-    @cached_property
-    def published(self) -> dict[str, str]:
-        """Step → recipe that the tables show."""
-        return {row["step"]: row["recipe"] for row in self.rows("SELECT * FROM published")}
-
-    @cached_property
-    def work(self) -> dict[tuple[str, str], Row]:
-        """Rows of work of live versions under the published recipes."""
-        rows = self.rows("SELECT w.* FROM work w JOIN objects o USING (object_id) WHERE o.state = 'live'")
-        return {(r["object_id"], r["step"]): r for r in rows if self.published.get(r["step"]) == r["recipe"]}
-
-    @cached_property
-    def names(self) -> set[str]:
-        """All files of the lake."""
-        return set(self.lake.etags())
-
-    def table(self, name: str) -> pa.Table | None:
-        """Read a published table whole."""
-        if name not in self._tables:
-            files = sorted(file for file in self.names if file.startswith(f"tables/{name}/shard="))
-            parts = [_parquet(self.lake.read(file)) for file in files]
-            full = [part for part in parts if part.num_rows] or parts[:1]
-            self._tables[name] = pa.concat_tables(full) if full else None
-        return self._tables[name]
-
-    def column(self, table: str, name: str) -> list[Any]:
-        """Read one column of a published table; [] where there is no table."""
-        found = self.table(table)
-        return [] if found is None else list(found[name].to_pylist())
-
-    def json(self, name: str) -> dict[str, Any]:
-        """Read a record."""
-        found: dict[str, Any] = json.loads(self.lake.read(name))
-        return found
-
-
-def _parquet(data: bytes) -> pa.Table:
-    return pq.read_table(io.BytesIO(data), partitioning=None)
-
-
 def find_violations(evidence: Evidence) -> list[str]:
     """Return what is wrong, one sentence each; [] when bucket, ledger, lake, tables and indexes agree."""
     checks = (
@@ -186,6 +59,14 @@ def find_violations(evidence: Evidence) -> list[str]:
         _check_leftovers,
     )
     return [f"{check.__name__.removeprefix('_check_')}: {text}" for check in checks for text in check(evidence)]
+
+
+def find_broken_promises(evidence: Evidence) -> list[str]:
+    """Return what a ledger may never say, not even between two writes: an end whose file is not there."""
+    names = {"done": _result_name, "dead": lambda version, step, _: f"dead_letters/{version}/{step}.json"}
+    rows = evidence.rows("SELECT object_id, step, recipe, state FROM work WHERE state IN ('done', 'dead')")
+    files = ((row, names[row["state"]](row["object_id"], row["step"], row["recipe"])) for row in rows)
+    return [f"{row['step']} is {row['state']} without {file}" for row, file in files if file not in evidence.names]
 
 
 def _differences(what: str, wanted: Iterable[Any], found: Iterable[Any]) -> Iterator[str]:
@@ -221,7 +102,9 @@ def _check_versions(evidence: Evidence) -> Iterator[str]:
     for alias, files in evidence.sources.items():
         there = files.etags()
         known = [row for row in evidence.live.values() if row["alias"] == alias]
-        erased = {row["key"] for row in evidence.erased if row["alias"] == alias and row["etag"] == there.get(row["key"])}
+        erased = {
+            row["key"] for row in evidence.erased if row["alias"] == alias and row["etag"] == there.get(row["key"])
+        }
         unstorable = {key for key in there if "\0" in key}
         wanted = there.keys() - erased - unstorable
         yield from _differences(f"live keys of {alias}", wanted, [row["key"] for row in known])
@@ -271,7 +154,7 @@ def _check_results(evidence: Evidence) -> Iterator[str]:
 
 def _check_result(evidence: Evidence, name: str, step: str, row: Row) -> Iterator[str]:
     try:
-        rows = _parquet(evidence.lake.read(name))
+        rows = read_parquet(evidence.lake.read(name))
     except (pa.ArrowException, OSError) as error:
         yield f"{name} cannot be read: {error}"
         return
@@ -279,17 +162,8 @@ def _check_result(evidence: Evidence, name: str, step: str, row: Row) -> Iterato
         yield f"{name} has {rows.num_rows} rows, the ledger says {row['n_rows']}"
     if set(rows["object_id"].to_pylist()) - {row["object_id"]}:
         yield f"{name} holds rows of another object"
-    shown = _ids_by_object(evidence, step).get(row["object_id"], [])
+    shown = evidence.ids_by_object(step, ROW_IDS[step]).get(row["object_id"], [])
     yield from _differences(f"{step} of {row['object_id']} in its table", rows[ROW_IDS[step]].to_pylist(), shown)
-
-
-def _ids_by_object(evidence: Evidence, step: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
-    for version, item in zip(
-        evidence.column(step, "object_id"), evidence.column(step, ROW_IDS[step]), strict=True
-    ):
-        found[version].append(item)
-    return found
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -339,7 +213,9 @@ def _check_digests(evidence: Evidence) -> Iterator[str]:
         if key not in there.get(alias, ()):
             continue
         data = evidence.sources[alias].read(key)
-        if len(data) != size_bytes or (sha256 or kind != "unsupported") and sha256 != hashlib.sha256(data).hexdigest():
+        if len(data) != size_bytes or (
+            (sha256 or kind != "unsupported") and sha256 != hashlib.sha256(data).hexdigest()
+        ):
             yield f"the row of {key!r} was made from other bytes than the source holds"
 
 
@@ -347,7 +223,9 @@ def _check_digests(evidence: Evidence) -> Iterator[str]:
 
 
 def _check_indexes(evidence: Evidence) -> Iterator[str]:
-    told = list(zip(evidence.column("indexed_vectors", "space"), evidence.column("indexed_vectors", "item_id"), strict=True))
+    told = list(
+        zip(evidence.column("indexed_vectors", "space"), evidence.column("indexed_vectors", "item_id"), strict=True)
+    )
     for space, (table, item) in SPACES.items():
         if table not in evidence.published:
             continue
@@ -368,9 +246,13 @@ def _check_index(evidence: Evidence, space: str, items: list[str]) -> Iterator[s
         yield f"lake and ledger point to different indexes of {space}"
     folder = f"indexes/{space}/{manifest['generation']}"
     index = faiss.deserialize_index(np.frombuffer(evidence.lake.read(f"{folder}/index.faiss"), np.uint8))
-    stored = [int(number) for number in faiss.vector_to_array(index.id_map)] if index.ntotal else []
+    stored = [int(number) for number in faiss.vector_to_array(index.id_map)]  # type: ignore[attr-defined]  # of an IndexIDMap if index.ntotal else []
     yield from _differences(f"ids in the index of {space}", map(vector_id, items), stored)
-    yield from _differences(f"rows of the index of {space}", items, _parquet(evidence.lake.read(f"{folder}/rows.parquet"))["item_id"].to_pylist())
+    yield from _differences(
+        f"rows of the index of {space}",
+        items,
+        read_parquet(evidence.lake.read(f"{folder}/rows.parquet"))["item_id"].to_pylist(),
+    )
     vectors = evidence.column(SPACES[space][0], "vector")
     if index.ntotal and vectors:
         nearest = index.search(np.asarray(vectors, np.float32), 1)[0][:, 0]
@@ -409,7 +291,11 @@ def _check_letters(evidence: Evidence) -> Iterator[str]:
             yield f"{step} of {version} is dead without a record"
         elif evidence.json(name)["reason"] != row["reason"]:
             yield f"{name} gives another reason than the ledger ({row['reason']})"
-    dead = {f"dead_letters/{version}/{step}.json" for (version, step), row in evidence.work.items() if row["state"] == "dead"}
+    dead = {
+        f"dead_letters/{version}/{step}.json"
+        for (version, step), row in evidence.work.items()
+        if row["state"] == "dead"
+    }
     for name in evidence.names - dead:
         if name.startswith("dead_letters/") and name.split("/")[1] in evidence.live:
             yield f"{name} is the record of a step that is not dead"
@@ -424,7 +310,7 @@ def _check_orphans(evidence: Evidence) -> Iterator[str]:
             yield f"orphan: {name}"
     known = {(row["name"], row["shard"]) for row in evidence.rows("SELECT name, shard FROM shard_files")}
     for name in evidence.names:
-        table, shard = (name.split("/") + ["", ""])[1:3]
+        table, shard = [*name.split("/"), "", ""][1:3]
         if name.startswith("tables/") and shard and (table, int(shard.removeprefix("shard="))) not in known:
             yield f"orphan: {name}"
 

@@ -40,19 +40,22 @@ class Moment:
     Attributes
     ----------
     target : ``module:Class.method``
-    place : before | within (the next commit to the database is about to be made) | after
+    place : before | within (a commit to the database is about to be made) | after
     nth : which of the calls, from 1
+    commit : which of the commits from the call's begin on, for ``within``
     act : kill | stop (SIGSTOP)
     """
 
     target: str
     place: str = "after"
     nth: int = 1
+    commit: int = 1
     act: str = "kill"
 
     def __str__(self) -> str:
         """Give the test's id."""
-        return f"{self.place} {self.target.rpartition(':')[2]} {self.nth}"
+        commit = f" commit {self.commit}" if self.commit > 1 else ""
+        return f"{self.place} {self.target.rpartition(':')[2]} {self.nth}{commit}"
 
 
 def start(run: Callable[..., None], *arguments: Any) -> BaseProcess:
@@ -104,7 +107,8 @@ def _act(moment: Moment) -> None:
 def _act_at_commit(moment: Moment) -> None:
     from sqlalchemy import Engine, event
 
-    event.listen(Engine, "commit", lambda _: _act(moment))
+    commits = itertools.count(1)
+    event.listen(Engine, "commit", lambda _: _act(moment) if next(commits) == moment.commit else None)
 
 
 def _open(config: str) -> Any:

@@ -40,7 +40,7 @@ KEYS = {
     "sql": "k/'); DROP TABLE objects; --.png",
     "markup": "k/<script>alert(1)</script>.png",
     "entity": "k/a&amp;b&lt;.png",
-    "formula": "k/=HYPERLINK(\"http:x\")",
+    "formula": 'k/=HYPERLINK("http:x")',
     "backslash": "k\\..\\win\\x.png",
     "colon": "k/a:b|c?.png",
     "hash": "k/a#b?c=d.png",
@@ -88,7 +88,9 @@ def make_files(folder: Path, canary: Path, neighbour: str, url: str) -> dict[str
 
 def _playlists(canary: Path, neighbour: str, url: str) -> dict[str, bytes]:
     hls = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10.0,\n{}\n#EXT-X-ENDLIST\n".format
-    sdp = f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {url.rpartition(':')[2]} RTP/AVP 96\n"
+    sdp = (
+        f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {url.rpartition(':')[2]} RTP/AVP 96\n"
+    )
     texts = {
         "hls_file.m3u8": hls(canary.as_uri()),
         "hls_file.mp4": hls(canary.as_uri()),
@@ -185,7 +187,7 @@ def _pictures() -> dict[str, bytes]:
 def _sounds() -> dict[str, bytes]:
     head = b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0"
     data = b"data\xff\xff\xff\xff" + bytes(64)
-    formula = b"TIT2" + struct.pack(">I", 40) + b"\0\0\0=HYPERLINK(\"http://x\")<script>1</script>"
+    formula = b"TIT2" + struct.pack(">I", 40) + b'\0\0\0=HYPERLINK("http://x")<script>1</script>'
     tag = b"ID3\x03\x00\x00\x00\x00\x00\x32" + formula.ljust(50, b"\0")
     return {
         "endless.wav": head + struct.pack("<HHIIHH", 1, 1, 16_000, 32_000, 2, 16) + data,
@@ -262,4 +264,3 @@ def _with_reference(mov: bytes, path: str) -> bytes:
     place = mov.index(b"dref")
     entry = b"alis\0\0\0\0" + path.encode()[:4].ljust(4, b"\0")
     return mov[: place + 16] + entry + mov[place + 16 + len(entry) :]
-

@@ -34,7 +34,15 @@ def rclone_server() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="rclone-") as folder:
         data = Path(folder, "data")
         data.mkdir()
-        command = [rclone_binary(), "serve", "s3", "--addr", "127.0.0.1:0", "--auth-key", f"{KEY_ID},{SECRET}"]
+        command: list[str | Path] = [
+            rclone_binary(),
+            "serve",
+            "s3",
+            "--addr",
+            "127.0.0.1:0",
+            "--auth-key",
+            f"{KEY_ID},{SECRET}",
+        ]
         options = ["--vfs-cache-mode", "off", "--max-header-bytes", "65536"]  # keys of 1,024 bytes, escaped
         surroundings = os.environ | {"RCLONE_CONFIG": os.devnull, "XDG_CACHE_HOME": folder}
         with subprocess.Popen(

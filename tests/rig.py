@@ -4,15 +4,16 @@ Put here: laying it out, running it until nothing is left to do. Keep out: tests
 """
 
 import dataclasses
+import itertools
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from checker import Bucket, Evidence, find_violations
+from checker import Bucket, Evidence, find_broken_promises, find_violations
 from fault_proxy import FaultProxy
 from flow_driver import process, refresh
 from places import Place
@@ -36,6 +37,15 @@ def _over(places: list[tuple[str, str]]) -> pytest.MarkDecorator:
 
 
 everywhere, pairwise, once = _over(_ALL), _over(_PAIRS), _over(_PAIRS[:1])
+
+
+def alternately(names: str, cases: Mapping[str, tuple[Any, ...]]) -> pytest.MarkDecorator:
+    """Run many cases, each in one of the two pairs in turn."""
+    rows = [(place, *case) for place, case in zip(itertools.cycle(_PAIRS), cases.values(), strict=False)]
+    ids = [f"{case}-{'-'.join(row[0])}" for case, row in zip(cases, rows, strict=True)]
+    return pytest.mark.parametrize(f"rig,{names}", rows, ids=ids, indirect=["rig"])
+
+
 MAX_ROUNDS = 12
 QUIET_BUDGET_S = 4.0
 
@@ -135,6 +145,10 @@ class Rig:
     def evidence(self) -> Evidence:
         """Gather what the checker looks at."""
         return Evidence({"source": Bucket(self.client, self.source)}, self.ledger_url, Bucket(self.client, self.lake))
+
+    def broken_promises(self) -> list[str]:
+        """Return what the ledger says and may never say, at any moment."""
+        return find_broken_promises(self.evidence())
 
     def violations(self) -> list[str]:
         """Return what the checker finds wrong."""

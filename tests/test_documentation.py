@@ -244,3 +244,13 @@ def test_notebook_runs(tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPa
 
 def _fake_vision(step: str, *_: object) -> Any:
     return fake_extractors(Settings(sources=(SourceSettings(uri="source"),)))[step]
+
+
+def test_every_guarantee_names_a_test_that_is_there() -> None:
+    """A promise whose proof was renamed or removed is found."""
+    page = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    there = {name for source in sources for name in re.findall(r"^def (test_\w+)", source, re.MULTILINE)}
+    assert len(named) > 20
+    assert named <= there, sorted(named - there)

@@ -70,9 +70,7 @@ def rclone() -> Iterator[str]:
 
 
 @pytest.fixture
-def rig(
-    request: pytest.FixtureRequest, tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Rig]:
+def rig(request: pytest.FixtureRequest, tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     """Lay out a pipeline on the server and ledger that the test names; moto and SQLite where it names none."""
     server, ledger = getattr(request, "param", ("moto", "sqlite"))
     for name in ("MM_ASSETS_CONFIG", "DAGSTER_HOME"):
@@ -87,7 +85,7 @@ def rig(
         made.configure()
         yield made
         proxy.mend()
-        made.place.close()
+        made.place.drop_databases()
 
 
 @pytest.fixture
@@ -141,7 +139,11 @@ def _is_whole(config: pytest.Config) -> bool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail where a fault has no test that passed."""
-    if not hasattr(session.config, "workerinput") and not session.config.option.collectonly and _is_whole(session.config):
+    if (
+        not hasattr(session.config, "workerinput")
+        and not session.config.option.collectonly
+        and _is_whole(session.config)
+    ):
         found = _tallies(session.config)
         if any(not found[number].outcomes["passed"] for number in FAULTS):
             session.exitstatus = max(int(session.exitstatus), 1)

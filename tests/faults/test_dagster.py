@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 from children import Moment, end, run_batch, start, tick
 from dagster_driver import Driver
-from rig import Rig, pairwise
+from rig import Rig, alternately, pairwise
 
 from mm_assets.flows.planning import plan_batches
 
@@ -51,8 +51,7 @@ def _finish(rig: Rig, driver: Driver) -> None:
     rig.settle(driver.workspace)
 
 
-@pairwise
-@pytest.mark.parametrize("moment", IN_TICK, ids=str)
+@alternately("moment", {str(moment): (moment,) for moment in IN_TICK})
 def test_a_code_server_killed_during_a_tick_loses_nothing(
     rig: Rig, driver: Driver, tmp_path: Path, moment: Moment
 ) -> None:
@@ -66,8 +65,7 @@ def test_a_code_server_killed_during_a_tick_loses_nothing(
     assert {len(rig.proxy.asked("GetObject", f"picture{n}.png")) for n in (0, 1)} == {1}
 
 
-@pairwise
-@pytest.mark.parametrize("moment", IN_RUN, ids=str)
+@alternately("moment", {str(moment): (moment,) for moment in IN_RUN})
 def test_a_run_killed_midway_is_done_by_the_next(rig: Rig, driver: Driver, tmp_path: Path, moment: Moment) -> None:
     """Its claims are freed, another run is asked for, and nothing shows twice."""
     [batch] = driver.plan()

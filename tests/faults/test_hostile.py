@@ -218,7 +218,7 @@ sys.path.insert(0, {tests!r})
 from children import ingest
 ingest({config!r})
 """
-_WRITES = re.compile(r'^\d+ +(?:open|openat|creat|mkdir|mkdirat|rename|renameat2?|unlink|unlinkat|symlink|link)\(.*')
+_WRITES = re.compile(r"^\d+ +(?:open|openat|creat|mkdir|mkdirat|rename|renameat2?|unlink|unlinkat|symlink|link)\(.*")
 _PATHS = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
@@ -259,7 +259,9 @@ def _written_outside(calls: list[str], folder: Path) -> list[str]:
     allowed = (str(folder), "/dev/", "/proc/self/", "/dev/shm/")  # noqa: S108  what libraries of C may use
     outside = []
     for call in calls:
-        is_write = any(flag in call for flag in ("O_WRONLY", "O_RDWR", "O_CREAT")) or not call.split(" ", 1)[1].lstrip().startswith("open")
+        is_write = any(flag in call for flag in ("O_WRONLY", "O_RDWR", "O_CREAT")) or not call.split(" ", 1)[
+            1
+        ].lstrip().startswith("open")
         if not _WRITES.match(call) or not is_write or " = -1 " in call:
             continue
         paths = [path for path in _PATHS.findall(call) if path.startswith("/")]
@@ -287,4 +289,3 @@ def test_a_whole_run_with_models_connects_to_nothing_but_the_store(rig: Rig, tmp
     assert foreign == []
     assert [call for call in asked if f"htons({port})" in call]
     assert {state for state, _ in rig.states("film.mp4").values()} <= {"done", "skipped"}
-

@@ -11,7 +11,7 @@ import pytest
 from children import ingest, start
 from flow_driver import process, refresh
 from postgres_server import empty_database
-from rig import Rig, everywhere, pairwise, run_once
+from rig import Rig, alternately, everywhere, pairwise, run_once
 from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
@@ -42,7 +42,7 @@ def test_connections_that_the_server_cuts_lose_nothing(rig: Rig) -> None:
     rig.add(*MEDIA)
     rig.open()
     name = make_url(rig.ledger_url).database
-    cut = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+    cut = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"  # noqa: S608  our own name
     n_failed = 0
     for _ in range(3):
         worker = start(ingest, str(rig.place.config_file))
@@ -57,7 +57,7 @@ def test_connections_that_the_server_cuts_lose_nothing(rig: Rig) -> None:
 
 
 @pytest.mark.fault(27)
-@everywhere
+@pairwise
 @pytest.mark.parametrize("nth", [2, 5, 9, 14, 30])
 def test_a_commit_whose_outcome_is_unknown_is_repeated(rig: Rig, nth: int) -> None:
     """A failover after the commit and before its answer: the same call again changes nothing twice."""
@@ -95,7 +95,7 @@ def test_deadlocks_are_tried_again(rig: Rig) -> None:
     discover(workspace, "source")
     writes = iter(range(10_000))
 
-    def collide(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool) -> Any:  # noqa: FBT001
+    def collide(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool) -> Any:
         is_write = statement.startswith(("UPDATE", "INSERT")) and not many
         return (_DEADLOCK, ()) if is_write and next(writes) in {1, 4, 9, 15} else (statement, parameters)
 
@@ -146,11 +146,11 @@ def _copy_ledger(rig: Rig, work: Path) -> Callable[[], None]:
     copy = f"{url.database}_backup"
     _as_root(rig.ledger_url, f"CREATE DATABASE {copy} TEMPLATE {url.database}")
 
-    def restore() -> None:
+    def swap() -> None:
         _as_root(rig.ledger_url, f"DROP DATABASE {url.database} WITH (FORCE)")
         _as_root(rig.ledger_url, f"ALTER DATABASE {copy} RENAME TO {url.database}")
 
-    return restore
+    return swap
 
 
 @pytest.mark.fault(27)
@@ -160,7 +160,7 @@ def test_a_ledger_restored_from_an_old_backup_catches_up(rig: Rig, tmp_path: Pat
     rig.add("picture0.png", "picture1.png", "picture2.png")
     workspace = rig.open()
     rig.settle(workspace)
-    rig.place._close_workspaces()
+    rig.place.close()
     restore = _copy_ledger(rig, tmp_path)
     workspace = rig.open()
     rig.put("picture0.png", rig.drawn("picture4.png"))
@@ -168,7 +168,7 @@ def test_a_ledger_restored_from_an_old_backup_catches_up(rig: Rig, tmp_path: Pat
     rig.add("picture3.png")
     rig.settle(workspace)
     assert rig.violations() == []
-    rig.place._close_workspaces()
+    rig.place.close()
     restore()
     n_read = _n_read(rig)
 
@@ -215,7 +215,7 @@ WHERE o.state = 'live' ORDER BY o.key, w.step, w.recipe
 
 def _lose_ledger(rig: Rig) -> None:
     """Close what is open and delete the ledger, as an accident would."""
-    rig.place._close_workspaces()
+    rig.place.close()
     url = make_url(rig.ledger_url)
     if url.get_backend_name() == "postgresql":
         empty_database(rig.ledger_url)
@@ -251,8 +251,7 @@ LOSSES = {
 
 
 @pytest.mark.fault(29)
-@pairwise
-@pytest.mark.parametrize(("spoil", "prefix"), LOSSES.values(), ids=LOSSES)
+@alternately("spoil,prefix", LOSSES)
 def test_what_is_missing_or_damaged_is_found_and_made_again(
     rig: Rig, spoil: Callable[[Rig, str], None], prefix: str
 ) -> None:
@@ -288,4 +287,3 @@ def test_a_result_lost_before_it_is_published_is_made_again(rig: Rig) -> None:
     rig.settle(workspace)
 
     assert rig.violations() == []
-

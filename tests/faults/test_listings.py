@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from fault_proxy import Fault, Forward, Reply, Request, after, answer, edited
-from rig import Rig, everywhere, once, pairwise
+from rig import Rig, alternately, everywhere, once, pairwise
 
 from mm_assets.errors import ServiceError
 from mm_assets.flows.discovery import discover
@@ -51,8 +51,7 @@ BROKEN: dict[str, Fault] = {
 
 
 @pytest.mark.fault(16)
-@pairwise
-@pytest.mark.parametrize("fault", BROKEN.values(), ids=BROKEN)
+@alternately("fault", {name: (fault,) for name, fault in BROKEN.items()})
 def test_a_broken_page_is_asked_for_again(rig: Rig, fault: Fault) -> None:
     """Whatever comes instead of a page, nothing is lost, doubled or called gone."""
     rig.add("picture0.png", "picture1.png")

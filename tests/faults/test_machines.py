@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from flow_driver import plan, process
-from rig import Rig, everywhere, once, pairwise, run_once
+from PIL import Image
+from rig import Rig, alternately, once, pairwise, run_once
 
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.planning import free_lost_work
@@ -44,7 +44,9 @@ except Exception as error:
 
 def _may_mount() -> bool:
     command = [*_namespace(Path("/tmp"), "size=64k"), "true"]  # noqa: S108  mounted over in a namespace of its own
-    return shutil.which("unshare") is not None and not subprocess.run(command, check=False, capture_output=True).returncode
+    return (
+        shutil.which("unshare") is not None and not subprocess.run(command, check=False, capture_output=True).returncode
+    )
 
 
 def _namespace(folder: Path, options: str) -> list[str]:
@@ -54,8 +56,7 @@ def _namespace(folder: Path, options: str) -> list[str]:
 
 
 @pytest.mark.fault(26)
-@pairwise
-@pytest.mark.parametrize(("options", "act"), TROUBLES.values(), ids=TROUBLES)
+@alternately("options,act", TROUBLES)
 def test_a_temporary_folder_that_fails_blames_no_object(rig: Rig, tmp_path: Path, options: str, act: str) -> None:
     """Whatever is wrong with the disk, nothing is dead, no try is burnt, and with room everything is done."""
     if not _may_mount():
@@ -88,7 +89,7 @@ def _noise(n_bytes: int) -> bytes:
 
 
 @pytest.mark.fault(32)
-@everywhere
+@pairwise
 @pytest.mark.parametrize("jump_s", [3_600, -3_600, 32_000], ids=["forth", "back", "far"])
 def test_a_worker_whose_clock_jumps_takes_nothing_from_others(
     rig: Rig, jump_s: float, monkeypatch: pytest.MonkeyPatch
@@ -129,4 +130,3 @@ def test_a_clock_that_goes_back_during_a_run_loses_nothing(rig: Rig, monkeypatch
     rig.settle(workspace)
 
     assert rig.violations() == []
-

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import Fault, answer, before, cut, flip_a_bit, lengthen, with_etags
-from rig import Rig, everywhere, once, pairwise, run_once
+from rig import Rig, alternately, everywhere, once, pairwise, run_once
 
 from mm_assets.buckets.base import ObjectChangedError
 from mm_assets.flows.discovery import discover
@@ -19,12 +19,11 @@ DAMAGES = {
 
 
 def _max_tries(rig: Rig) -> int:
-    return max(row["tries"] for row in rig.rows("SELECT tries FROM work"))
+    return max(int(row["tries"]) for row in rig.rows("SELECT tries FROM work"))
 
 
 @pytest.mark.fault(11)
-@pairwise
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@alternately("damage", {name: (damage,) for name, damage in DAMAGES.items()})
 def test_a_damaged_body_is_read_again_and_never_processed(rig: Rig, damage: Fault) -> None:
     """What was promised, counted and hashed must agree; the object is not to blame."""
     rig.add("picture0.png", "picture1.png")
@@ -76,9 +75,7 @@ def test_an_object_overwritten_before_its_get_is_processed_as_the_new_one(rig: R
     """Bytes of one version are never stored under the name of another."""
     rig.add("picture0.png")
     other = rig.drawn("picture1.png")
-    rule = rig.proxy.spoil(
-        before(lambda: rig.put("picture0.png", other)), "GetObject", bucket=rig.source, times=1
-    )
+    rule = rig.proxy.spoil(before(lambda: rig.put("picture0.png", other)), "GetObject", bucket=rig.source, times=1)
 
     rig.settle(rig.open())
 
@@ -169,4 +166,3 @@ def test_one_forbidden_object_waits_and_the_others_are_done(rig: Rig) -> None:
     rig.settle(workspace)
 
     assert rig.violations() == []
-

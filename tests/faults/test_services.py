@@ -10,7 +10,7 @@ import pytest
 from botocore.config import Config
 from fault_proxy import Fault, answer, late, reset, slow
 from flow_driver import process
-from rig import Rig, access_to, buckets, everywhere, once, pairwise, run_once
+from rig import Rig, access_to, alternately, buckets, everywhere, once, pairwise, run_once
 
 from mm_assets.buckets.base import BreakerOpenError
 from mm_assets.errors import ConfigError, ServiceError
@@ -128,7 +128,10 @@ def test_a_daily_cap_pauses_its_source_until_midnight_and_no_other(rig: Rig) -> 
     """simulated: Backblaze B2's 403 of a cap. The others go on, nothing is dead, and the source comes back by itself."""
     with buckets(rig.proxy.upstream) as (client, other, _):
         access = access_to(rig.proxy.url)
-        sources = [{"uri": f"s3://{name}", "alias": alias, **access} for alias, name in (("source", rig.source), ("other", other))]
+        sources = [
+            {"uri": f"s3://{name}", "alias": alias, **access}
+            for alias, name in (("source", rig.source), ("other", other))
+        ]
         rig.configure(sources=sources)
         rig.add("picture0.png")
         client.put_object(Bucket=other, Key="o.png", Body=rig.drawn("picture1.png"))
@@ -139,7 +142,9 @@ def test_a_daily_cap_pauses_its_source_until_midnight_and_no_other(rig: Rig) -> 
         run_once(workspace)
         run_once(workspace)
 
-        midnight = (datetime.now(UTC) + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
+        midnight = (
+            (datetime.now(UTC) + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
+        )
         [(until, reason)] = rig_pauses(workspace)
         assert rule.n_done == 1
         assert midnight <= until <= midnight + 3_600
@@ -164,7 +169,9 @@ def test_a_cap_on_downloads_pauses_and_burns_no_try(rig: Rig) -> None:
     """simulated: the cap may be met while objects are read; they wait until midnight as they are."""
     rig.add("picture0.png", "picture1.png")
     workspace = rig.open()
-    rule = rig.proxy.spoil(answer(403, "download_cap_exceeded", "Download cap exceeded"), "GetObject", bucket=rig.source)
+    rule = rig.proxy.spoil(
+        answer(403, "download_cap_exceeded", "Download cap exceeded"), "GetObject", bucket=rig.source
+    )
     run_once(workspace)
     rig.skip_waits()
     run_once(workspace)
@@ -189,8 +196,7 @@ REFUSED = {
 
 
 @pytest.mark.fault(9)
-@pairwise
-@pytest.mark.parametrize(("fault", "says"), REFUSED.values(), ids=REFUSED)
+@alternately("fault,says", REFUSED)
 def test_a_refusal_ends_at_once_says_what_to_do_and_removes_nothing(rig: Rig, fault: Fault, says: str) -> None:
     """Wrong rights, keys or clocks are no outage: one request, one message, and no object is gone or dead."""
     rig.add("picture0.png")
@@ -237,9 +243,7 @@ def test_every_third_connection_is_reset_and_nothing_is_lost(rig: Rig) -> None:
 
 @pytest.mark.fault(10)
 @once
-@pytest.mark.parametrize(
-    "url", ["http://name.invalid", "http://127.0.0.1:9"], ids=["no_such_name", "nobody_listens"]
-)
+@pytest.mark.parametrize("url", ["http://name.invalid", "http://127.0.0.1:9"], ids=["no_such_name", "nobody_listens"])
 def test_an_endpoint_that_cannot_be_reached_is_said_with_its_name(rig: Rig, url: str) -> None:
     """No name, no listener: the message names the endpoint, and whatever was known stays."""
     rig.add("picture0.png")
@@ -286,4 +290,3 @@ def test_an_answer_that_never_comes_is_asked_for_again(rig: Rig, monkeypatch: py
 
     assert rule.n_done == 1
     assert 0.4 < time.monotonic() - started < 3.0
-

@@ -149,5 +149,5 @@ def ingest_in_parts(config: str, moment: Moment) -> None:
     """Ingest with a store that sends every file in parts."""
     from mm_assets.buckets import s3
 
-    s3.Limits.__init__.__defaults__ = (1_000, 1_024, 30.0)  # type: ignore[misc]
+    s3.Limits.__init__.__defaults__ = (1_000, 1_024, 30.0)
     ingest(config, moment)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from mm_assets.errors import ConfigError
 from mm_assets.schemas import STEP_TABLES
@@ -257,6 +257,7 @@ class Settings(BaseSettings):
         extra="forbid",
         frozen=True,
         nested_model_default_partial_update=True,
+        hide_input_in_errors=True,  # it may be a secret, and errors are logged with their causes
     )
 
     sources: tuple[SourceSettings, ...] = Field((), description="buckets and folders that are watched")
@@ -348,6 +349,9 @@ def load_settings(path: ConfigFile = None) -> Settings:
         settings = Settings(**values)
     except ValidationError as error:
         raise ConfigError(_explain(error, file)) from error
+    except SettingsError as error:
+        msg = f"{error}; lists and sections in MM_ASSETS_* variables are written as JSON"
+        raise ConfigError(msg) from error
     return _anchor(settings, file.parent if file else Path.cwd())
 
 

@@ -1,281 +1,211 @@
-#!/usr/bin/env python
-"""Plants bugs in the protocol, one at a time, and sees whether a test notices.
+"""Plant protocol bugs in copies of the code: `python scripts/mutations.py [--list] [NAME ...]`; each must be caught.
 
-    scripts/mutations.py                # all
-    scripts/mutations.py no_fencing     # some
+Put here: reading the bugs, patching copies, running the tests over them.
+Keep out: the bugs themselves (mutations.toml), the tests that catch them.
 
-Each bug is a change of text in a copy of the package, so that the checkout is never touched. A bug that no test
-notices survives, and the check fails; so does a change whose old text is no longer in the package.
-
-Put here: the bugs, and which tests must notice them. Keep out: the tests.
+The tests must pass in an unpatched copy first. Exit code 1: a bug survived; 2: the check itself is broken (a text to
+replace is not there exactly once, a test fails without a bug, a patched copy cannot even be tested).
 """
 
 import argparse
-import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("mm_assets", "jobs", "sensors", "tests", "scripts/world", "pyproject.toml")
-_TIMEOUT_S = 600
-_NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.pyc", "snapshots")
+CODE = ("mm_assets", "jobs", "sensors", "tests", "scripts", "pyproject.toml")
+_PACKAGES = CODE[:3]
+_NOT_CODE = shutil.ignore_patterns(".*", "*.pt", "*.bin", "*.onnx")  # the weights of the packs: no test here loads any
+_AT_ONCE = 2
+_LIMIT_S = 300.0  # of one run of tests; the slowest takes some ten seconds
+_CAUGHT = re.compile(r"^\d+ failed", re.MULTILINE)  # an error while tests are collected catches nothing
 
 
-@dataclass(frozen=True)
-class Mutation:
-    """A bug.
+class BrokenCheckError(Exception):
+    """The check cannot be made as it is written."""
 
-    Attributes
-    ----------
-    file : below the package's root
-    old, new : the text that is replaced; must be there exactly once
-    tests : what ``pytest`` is given; at least one of them must fail
-    """
 
-    name: str
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One replacement of a text that stands exactly once in a file."""
+
     file: str
     old: str
     new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One bug.
+
+    Attributes
+    ----------
+    breaks : the rule that no longer holds
+    tests : ids of the tests of which one must fail
+    """
+
+    name: str
+    breaks: str
     tests: tuple[str, ...]
+    edits: tuple[Edit, ...]
 
 
-def _kills(text: str, test: str = "commit_point") -> tuple[str, ...]:
-    return ("tests/faults/test_kills.py", "-k", f"{test} and {text}")
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run of tests came to; ``said`` is pytest's output."""
+
+    is_caught: bool
+    seconds: float
+    said: str
 
 
-MUTATIONS = (
-    Mutation(
-        "commit_before_data",
-        "mm_assets/flows/extracting.py",
-        "    key = workspace.lake.write_result(step, recipe, object_id, table, described)\n",
-        "    early = ends.to_finished(prepared.claim, ends.done(step, table.num_rows, '', 0.0))\n"
-        "    workspace.ledger.work.finish([early])\n"
-        "    key = workspace.lake.write_result(step, recipe, object_id, table, described)\n",
-        _kills("before and write_result"),
-    ),
-    Mutation(
-        "dead_before_record",
-        "mm_assets/flows/ends.py",
-        "    dead_letters.write_record(workspace, claim, step, error.reason, message, tries=tries, stage=stage)\n",
-        '    early = StepEnd(step, "dead", str(error.reason), message)\n'
-        "    workspace.ledger.work.finish([to_finished(claim, early)])\n"
-        "    dead_letters.write_record(workspace, claim, step, error.reason, message, tries=tries, stage=stage)\n",
-        _kills("before and write_dead_letter"),
-    ),
-    Mutation(
-        "cursor_before_rows",
-        "mm_assets/ledger/objects.py",
-        "            row = lock_scan(connection, alias, at)\n"
-        "            delta = upsert(connection, alias, seen, row.pass_number, shard_objects)\n"
-        '            moved = {"after": row.after if after is None else after, "pages": row.pages + 1}\n'
-        "            set_scan(connection, alias, n_seen=row.n_seen + len(seen), **moved, **calls_today(row, n_calls))\n"
-        "        return delta\n",
-        "            row = lock_scan(connection, alias, at)\n"
-        '            moved = {"after": row.after if after is None else after, "pages": row.pages + 1}\n'
-        "            set_scan(connection, alias, n_seen=row.n_seen + len(seen), **moved, **calls_today(row, n_calls))\n"
-        "        with self._engine.begin() as connection:\n"
-        "            return upsert(connection, alias, seen, row.pass_number, shard_objects)\n",
-        ("tests/faults/test_orders.py", "-k", "cursor"),
-    ),
-    Mutation(
-        "acknowledge_before_commit",
-        "mm_assets/server/receivers.py",
-        "        await asyncio.wait_for(asyncio.wrap_future(stored), _ANSWER_WITHIN_S)\n",
-        "        stored.add_done_callback(lambda _: None)\n",
-        ("tests/faults/test_events.py", "-k", "means_503"),
-    ),
-    Mutation(
-        "settle_before_upsert",
-        "mm_assets/ledger/objects.py",
-        "            row = lock_scan(connection, alias)\n"
-        "            delta = upsert(connection, alias, seen, row.pass_number, shard_objects)\n"
-        "            inbox.settle(connection, settled)\n"
-        "        return delta\n",
-        "            row = lock_scan(connection, alias)\n"
-        "            inbox.settle(connection, settled)\n"
-        "        with self._engine.begin() as connection:\n"
-        "            return upsert(connection, alias, seen, row.pass_number, shard_objects)\n",
-        ("tests/faults/test_orders.py", "-k", "hint and record_hinted"),
-    ),
-    Mutation(
-        "settle_before_retire",
-        "mm_assets/ledger/objects.py",
-        '            n = leave(connection, object_ids, "gone", OBJECTS.c.alias == alias)\n'
-        "            set_scan(connection, alias, n_gone_by_event=row.n_gone_by_event + n)\n"
-        "            inbox.settle(connection, settled)\n",
-        "            inbox.settle(connection, settled)\n"
-        "        with self._engine.begin() as connection:\n"
-        '            n = leave(connection, object_ids, "gone", OBJECTS.c.alias == alias)\n'
-        "            set_scan(connection, alias, n_gone_by_event=row.n_gone_by_event + n)\n",
-        ("tests/faults/test_orders.py", "-k", "hint and retire"),
-    ),
-    Mutation(
-        "no_fencing",
-        "mm_assets/ledger/work.py",
-        '    return row is not None and row.state == "claimed" and row.token == end.token\n',
-        '    return row is not None and row.state == "claimed"\n',
-        ("tests/faults/test_orders.py", "-k", "late_end"),
-    ),
-    Mutation(
-        "one_counter",
-        "mm_assets/ledger/work.py",
-        '            counters = {"claims": WORK.c.claims + 1, "token": WORK.c.token + 1}\n',
-        '            counters = {"claims": WORK.c.claims + 1, "token": WORK.c.token + 1, "tries": WORK.c.tries + 1}\n',
-        ("tests/faults/test_kills.py", "-k", "container and moto"),
-    ),
-    Mutation(
-        "no_claim_budget",
-        "mm_assets/flows/processing.py",
-        "lease_s=runs.lease_s, max_claims=runs.max_claims)\n    work.release_batches",
-        "lease_s=runs.lease_s, max_claims=10**6)\n    work.release_batches",
-        ("tests/faults/test_kills.py", "-k", "kills_its_worker and moto"),
-    ),
-    Mutation(
-        "no_wrap",
-        "mm_assets/ledger/objects.py",
-        '            ended = {"after": "", "pass_number"',
-        '            ended = {"after": row.after, "pass_number"',
-        ("tests/faults/test_listings.py", "-k", "behind_the_cursor and moto-sqlite"),
-    ),
-    Mutation(
-        "no_brake",
-        "mm_assets/flows/discovery.py",
-        "    if not n_missing or scan.deletions_confirmed:\n",
-        "    if True:\n",
-        ("tests/faults/test_orders.py", "-k", "mass_deletion and moto"),
-    ),
-    Mutation(
-        "publish_without_token",
-        "mm_assets/ledger/catalog.py",
-        "            is_ours = token is None or keeps_lock(connection, PUBLISH_LOCK, token)\n",
-        "            is_ours = True\n",
-        ("tests/test_publishing.py", "-k", "overtaken"),
-    ),
-    Mutation(
-        "forget_before_files",
-        "mm_assets/flows/removing.py",
-        "            _settle(workspace, receipts.intend(workspace, _files_of(workspace, part, unknown, in_lake)), swept)\n"
-        "            came_back = workspace.ledger.removals.forget([known.object_id for known in part])\n",
-        "            removals = _files_of(workspace, part, unknown, in_lake)\n"
-        "            came_back = workspace.ledger.removals.forget([known.object_id for known in part])\n"
-        "            _settle(workspace, receipts.intend(workspace, removals), swept)\n",
-        _kills("forget", "while_changes"),
-    ),
-    Mutation(
-        "pointer_before_build",
-        "mm_assets/flows/refreshing.py",
-        "    workspace.lake.write_generation(name, manifest, files)\n    _point(workspace, name, manifest)\n",
-        "    _point(workspace, name, manifest)\n    workspace.lake.write_generation(name, manifest, files)\n",
-        _kills("before and write_generation"),
-    ),
-    Mutation(
-        "two_listers",
-        "mm_assets/ledger/locks.py",
-        "                    where=or_(LOCKS.c.expires_at <= epoch_now(), LOCKS.c.owner == instead_of),\n",
-        "                    where=or_(LOCKS.c.expires_at >= 0, LOCKS.c.owner == instead_of),\n",
-        ("tests/faults/test_locks.py", "-k", "moto-sqlite"),
-    ),
-    Mutation(
-        "lease_by_own_clock",
-        "mm_assets/ledger/work.py",
-        'WORK.c.state == "claimed", WORK.c.lease_until < epoch_now()), 0)',
-        'WORK.c.state == "claimed", WORK.c.lease_until < time.time()), 0)',
-        ("tests/faults/test_machines.py", "-k", "clock_jumps and forth and moto"),
-    ),
-    Mutation(
-        "outage_is_a_try",
-        "mm_assets/flows/ends.py",
-        'return StepEnd(step, "wanted", reason=reason, error=_storable(str(error)), retry_after_s=wait_s)',
-        'return StepEnd(step, "wanted", reason, _storable(str(error)), counts_as_try=True, retry_after_s=wait_s)',
-        ("tests/faults/test_reads.py", "-k", "deleted_before_its_get and moto-sqlite"),
-    ),
-    Mutation(
-        "no_digest",
-        "mm_assets/buckets/s3.py",
-        "        if md5 == etag.lower():\n",
-        "        if md5:\n",
-        ("tests/faults/test_reads.py", "-k", "damaged_body and one_bit"),
-    ),
-    Mutation(
-        "no_retry_after",
-        "mm_assets/buckets/retry.py",
-        "wait_s = max(error.retry_after_s, self._backoff_s(n_failed))",
-        "wait_s = self._backoff_s(n_failed)",
-        ("tests/faults/test_services.py", "-k", "throttling and moto-sqlite"),
-    ),
-)
+def read_mutations(file: Path = ROOT / "scripts" / "mutations.toml") -> dict[str, Mutation]:
+    """Read all bugs, by name."""
+    known = tomllib.loads(file.read_text(encoding="utf-8"))
+    return {
+        name: Mutation(name, told["breaks"], tuple(told["tests"]), tuple(Edit(**edit) for edit in told["edits"]))
+        for name, told in known.items()
+    }
 
 
-class StaleMutationError(Exception):
-    """The text that a mutation replaces is not in the package, or more than once."""
+def patched(mutation: Mutation, root: Path) -> dict[Path, str]:
+    """Return file → text with the bug.
+
+    Raises
+    ------
+    BrokenCheckError
+        A text to replace does not stand exactly once in its file.
+    """
+    texts: dict[Path, str] = {}
+    for edit in mutation.edits:
+        file = root / edit.file
+        text = texts.get(file) or file.read_text(encoding="utf-8")
+        if (n := text.count(edit.old)) != 1:
+            msg = f"{mutation.name}: the text to replace stands {n} times in {edit.file}, not once"
+            raise BrokenCheckError(msg)
+        texts[file] = text.replace(edit.old, edit.new)
+    return texts
 
 
-def plant(mutation: Mutation, folder: Path) -> None:
-    """Copy the package and put the bug into the copy."""
-    for name in COPIED:
-        source, target = ROOT / name, folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=_NOT_COPIED)
+def check(mutations: Sequence[Mutation], root: Path = ROOT) -> list[str]:
+    """Plant each bug and print what came of it; returns the names of those that survived.
+
+    Raises
+    ------
+    BrokenCheckError
+        A patch does not apply, or a test does not do without a bug what it does with one.
+    """
+    for mutation in mutations:
+        patched(mutation, root)
+    with _folder() as folder, ThreadPoolExecutor(_AT_ONCE) as pool:
+        _pass_unpatched({test for mutation in mutations for test in mutation.tests}, root, folder)
+        _print_row("mutation", "result", "seconds", ["tests"])
+        runs = pool.map(lambda mutation: _plant(mutation, root, folder), mutations)
+        survived = []
+        for mutation, outcome in zip(mutations, runs, strict=True):
+            result = "caught" if outcome.is_caught else "SURVIVED"
+            _print_row(mutation.name, result, f"{outcome.seconds:.0f}", mutation.tests)
+            survived += [] if outcome.is_caught else [mutation.name]
+    return survived
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="mutations-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder).resolve()
+
+
+def _print_row(name: str, result: str, seconds: str, tests: Sequence[str]) -> None:
+    for n, test in enumerate(tests):
+        first = (name, result, seconds) if n == 0 else ("", "", "")
+        print("{:<30}  {:<8}  {:>7}  {}".format(*first, test), flush=True)
+
+
+def _pass_unpatched(tests: Iterable[str], root: Path, folder: Path) -> None:
+    """Run all tests once, and see that it is the copy that they test."""
+    copy = _copy(root, folder / "unpatched")
+    names = ", ".join(_PACKAGES)
+    found = _python(copy, "-c", f"import {names}\nfor module in ({names}): print(module.__file__)").stdout.splitlines()
+    if len(found) != len(_PACKAGES) or not all(Path(file).is_relative_to(copy) for file in found):
+        msg = f"the tests would not import the copy in {copy}, but:\n" + "\n".join(found)
+        raise BrokenCheckError(msg)
+    outcome = _test(copy, sorted(tests))
+    if not re.search(r"^\d+ passed", outcome.said, re.MULTILINE):
+        msg = f"without any bug the tests do not pass:\n{outcome.said}"
+        raise BrokenCheckError(msg)
+    print(f"without a bug all {len(set(tests))} tests pass, in {outcome.seconds:.0f} s", flush=True)
+
+
+def _plant(mutation: Mutation, root: Path, folder: Path) -> Outcome:
+    copy = _copy(root, folder / mutation.name)
+    for file, text in patched(mutation, copy).items():
+        file.write_text(text, encoding="utf-8")
+    outcome = _test(copy, mutation.tests)
+    shutil.rmtree(copy, ignore_errors=True)
+    if not outcome.is_caught and not re.search(r"^\d+ passed", outcome.said, re.MULTILINE):
+        msg = f"{mutation.name}: the tests neither pass nor fail:\n{outcome.said}"
+        raise BrokenCheckError(msg)
+    return outcome
+
+
+def _copy(root: Path, to: Path) -> Path:
+    for name in CODE:
+        if (root / name).is_dir():
+            shutil.copytree(root / name, to / name, ignore=_NOT_CODE)
         else:
-            shutil.copyfile(source, target)
-    file = folder / mutation.file
-    text = file.read_text(encoding="utf-8")
-    if text.count(mutation.old) != 1:
-        msg = f"{mutation.name}: its text is {text.count(mutation.old)} times in {mutation.file}, not once"
-        raise StaleMutationError(msg)
-    file.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+            shutil.copy2(root / name, to / name)
+    return to
 
 
-def run_tests(tests: Sequence[str], folder: Path) -> "subprocess.CompletedProcess[str]":
-    """Run tests in the copy, whose package comes before the installed one."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-q", "-x", *tests]
-    surroundings = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-    )
-
-
-def judge(mutation: Mutation) -> tuple[str, float]:
-    """Return caught | SURVIVED | STALE | NO TEST RAN, and seconds."""
+def _test(copy: Path, tests: Sequence[str]) -> Outcome:
+    """Run tests in a copy until the first fails."""
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mutation-") as name:
-        try:
-            plant(mutation, Path(name))
-        except StaleMutationError as error:
-            print(error, file=sys.stderr)
-            return "STALE", 0.0
-        done = run_tests(mutation.tests, Path(name))
-    outcomes = {0: "SURVIVED", 1: "caught"}  # pytest's codes; others: nothing was collected, or it could not start
-    if done.returncode not in outcomes:
-        print(done.stdout[-2_000:], done.stderr[-2_000:], file=sys.stderr)
-    return outcomes.get(done.returncode, "NO TEST RAN"), time.monotonic() - started
+    options = ("-p", "no:xdist", "-p", "no:cacheprovider", "-x", "-q", f"--basetemp={copy / 'places'}")
+    try:
+        said = _python(copy, "-m", "pytest", *options, *tests).stdout
+    except subprocess.TimeoutExpired:
+        said = f"not over after {_LIMIT_S:.0f} s"
+    return Outcome(bool(_CAUGHT.search(said)), time.monotonic() - started, said)
 
 
-def main() -> int:
-    """Judge the mutations that were asked for and print a table; 1 where one was not caught."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
-    names = parser.parse_args().names
-    unknown = set(names) - {mutation.name for mutation in MUTATIONS}
-    if unknown:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    verdicts = []
-    print(f"{'mutation':<28} {'outcome':<12} {'seconds':>7}")
-    for mutation in MUTATIONS:
-        if not names or mutation.name in names:
-            verdict, seconds = judge(mutation)
-            verdicts.append(verdict)
-            print(f"{mutation.name:<28} {verdict:<12} {seconds:>7.1f}", flush=True)
-    n_missed = sum(verdict != "caught" for verdict in verdicts)
-    print(f"{len(verdicts) - n_missed} of {len(verdicts)} caught")
-    return int(n_missed > 0)
+def _python(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run this interpreter in a copy, whose packages come before those that are installed."""
+    command = ["env", f"PYTHONPATH={copy}", "OMP_NUM_THREADS=1", sys.executable, *arguments]
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    return subprocess.run(command, cwd=copy, stdout=pipe, stderr=both, text=True, timeout=_LIMIT_S, check=False)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Plant protocol bugs in copies of the code; each must be caught.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="bugs to plant; default: all")
+    parser.add_argument("--list", action="store_true", help="tell the bugs and plant none")
+    asked, known = parser.parse_args(arguments), read_mutations()
+    if unknown := sorted(set(asked.names) - known.keys()):
+        parser.error(f"no such bug: {', '.join(unknown)}; --list tells them")
+    chosen = [known[name] for name in asked.names or known]
+    if asked.list:
+        print("\n".join(f"{mutation.name:<30}  {mutation.breaks}" for mutation in chosen))
+        return 0
+    try:
+        survived = check(chosen)
+    except BrokenCheckError as broken:
+        print(broken, file=sys.stderr)
+        return 2
+    print(
+        f"{len(chosen) - len(survived)} of {len(chosen)} bugs were caught"
+        + "".join(f"\nSURVIVED: {n}" for n in survived)
+    )
+    return 1 if survived else 0
 
 
 if __name__ == "__main__":

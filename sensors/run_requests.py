@@ -20,6 +20,7 @@ from mm_assets.partitions import hold_keys, retire_keys
 TICK_S = 40.0  # Dagster gives a tick 60
 _LATE_S = 15.0  # beyond this over its time a tick may not be heard any more
 _RUNS_PER_TICK = 20  # each costs 0.3-0.5 s to create
+_UNHEARD_S = 600.0  # a request that became no run by then never will
 _RETIRING_S = 15.0  # what some hundred keys that leave Dagster cost
 
 
@@ -31,6 +32,7 @@ def ask_for_runs(context: dg.SensorEvaluationContext, opened: Workspace, ends_at
     ends_at : by ``time.monotonic``; batches that were not reached by then are given back
     """
     free_lost_work(opened)
+    _free_unheard(context.instance, opened)
     planned = [(job, batch) for job, batches in plan_batches(opened, limit=_RUNS_PER_TICK).items() for batch in batches]
     requests: list[dg.RunRequest] = []
     try:
@@ -49,6 +51,17 @@ def ask_for_runs(context: dg.SensorEvaluationContext, opened: Workspace, ends_at
         asked = {request.run_key for request in requests} if is_heard else set()
         opened.ledger.work.release_batches([batch.batch_id for _, batch in planned if batch.batch_id not in asked])
     return requests if is_heard else []
+
+
+def _free_unheard(instance: dg.DagsterInstance, opened: Workspace) -> None:
+    """Give back batches without a run: the daemon died between the sensor's answer and the launch."""
+    work = opened.ledger.work
+    lost = [batch_id for batch_id in work.unstarted(_UNHEARD_S) if not _has_run(instance, batch_id)]
+    work.release_batches(lost)
+
+
+def _has_run(instance: dg.DagsterInstance, batch_id: str) -> bool:
+    return instance.get_runs_count(dg.RunsFilter(tags={"mm_assets/batch": batch_id})) > 0
 
 
 def _filled(opened: Workspace, planned: list[tuple[str, Batch]]) -> Iterator[tuple[str, Batch, list[KnownObject]]]:

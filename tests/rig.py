@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +25,8 @@ from mm_assets.buckets.s3 import S3Store
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.hints import drain_inbox
 from mm_assets.flows.workspace import Workspace
-from mm_assets.settings import load_settings
 
-SERVERS, LEDGERS = ("moto", "rclone"), ("sqlite", "postgresql")
-_ALL = [(server, ledger) for server in SERVERS for ledger in LEDGERS]
+_ALL = [(server, ledger) for server in ("moto", "rclone") for ledger in ("sqlite", "postgresql")]
 _PAIRS = [("moto", "sqlite"), ("rclone", "postgresql")]
 
 
@@ -46,8 +44,8 @@ def alternately(names: str, cases: Mapping[str, tuple[Any, ...]]) -> pytest.Mark
     return pytest.mark.parametrize(f"rig,{names}", rows, ids=ids, indirect=["rig"])
 
 
-MAX_ROUNDS = 12
-QUIET_BUDGET_S = 4.0
+_MAX_ROUNDS = 12
+_BUDGET_S = 4.0
 
 
 class NeverAtRestError(AssertionError):
@@ -107,7 +105,7 @@ class Rig:
 
     def settle(self, workspace: Workspace) -> None:
         """Run until there is nothing left to do; all waits are cut short."""
-        for _ in range(MAX_ROUNDS):
+        for _ in range(_MAX_ROUNDS):
             self.skip_waits()
             drain_inbox(workspace)
             found = discover(workspace, "source")
@@ -175,7 +173,7 @@ def access_to(url: str) -> dict[str, str]:
     return {"endpoint_url": url, "region": "us-east-1", "access_key_id": KEY_ID, "secret_access_key": SECRET}
 
 
-def impatient(workspace: Workspace, budget_s: float = QUIET_BUDGET_S) -> Workspace:
+def impatient(workspace: Workspace, budget_s: float = _BUDGET_S) -> Workspace:
     """Let the stores give up after seconds instead of minutes."""
     for store in (*workspace.sources.values(), workspace.lake.store):
         if isinstance(store, S3Store):
@@ -192,14 +190,9 @@ def buckets(url: str) -> Iterator[tuple[Any, str, str]]:
     yield client, f"source-{word}", f"lake-{word}"
 
 
-def wait_until(condition: Any, seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     """Wait until a condition holds; fails when it never does."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition never held"
         time.sleep(0.02)
-
-
-def settings_of(rig: Rig) -> Any:
-    """Read the rig's settings as a process would."""
-    return load_settings(rig.place.config_file)

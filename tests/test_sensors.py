@@ -13,6 +13,7 @@ from places import Place
 
 from mm_assets.buckets.base import DailyCapError
 from mm_assets.buckets.local import LocalStore
+from mm_assets.definitions import build_defs
 from mm_assets.ledger.inbox import Hint
 from mm_assets.partitions import hold_keys, retire_keys
 
@@ -232,6 +233,22 @@ def test_late_tick_keeps_no_batch(
         assert driver.tick(SENSOR).run_requests == []
     assert driver.workspace.ledger.work.n_unstarted() == 0
     assert len(asked_keys(driver, driver.tick(SENSOR))) == 3
+
+
+def test_a_request_that_became_no_run_is_made_again(
+    make_workspace: MakePlace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the daemon dies between a sensor's answer and the launch, the batch is free after a while; others stay."""
+    driver = driver_of(make_workspace(), instance)
+    write_notes(driver.place, 3)
+    [unheard] = driver.tick(SENSOR).run_requests
+    monkeypatch.setattr("sensors.run_requests._UNHEARD_S", 0.0)
+    [request] = driver.tick(SENSOR).run_requests
+    assert request.run_key != unheard.run_key
+    driver.instance.create_run_for_job(
+        build_defs(driver.place.resource()).resolve_job_def("ingest_job"), tags=dict(request.tags)
+    )
+    assert driver.tick(SENSOR).run_requests == []
 
 
 def test_tick_that_fails_keeps_no_batch(

@@ -1,5 +1,6 @@
 """Settings: one file, variables on top, messages that name the setting."""
 
+import traceback
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,23 @@ def test_secrets_do_not_show_in_the_settings() -> None:
     settings = Settings.model_validate({"events": {"b2_secrets": [secret]}, "serve": {"api_keys": [secret]}})
 
     assert secret not in repr(settings)
+
+
+def test_a_variable_that_is_no_json_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list given as plain text names the variable's form, and nothing of its content shows in the causes."""
+    monkeypatch.setenv("MM_ASSETS_EVENTS__B2_SECRETS", "my-very-secret-string")
+
+    with pytest.raises(ConfigError, match="JSON") as caught:
+        load_settings()
+
+    assert "my-very-secret-string" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_refused_secret_shows_in_no_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors are logged with their causes, so none of them may repeat what was given."""
+    monkeypatch.setenv("MM_ASSETS_SERVE__API_KEYS", '["hush-hush"]')
+
+    with pytest.raises(ConfigError, match="16 characters") as caught:
+        load_settings()
+
+    assert "hush-hush" not in "".join(traceback.format_exception(caught.value))

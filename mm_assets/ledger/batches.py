@@ -173,6 +173,13 @@ class BatchBook(WorkReader):
         with self._reader.connect() as connection:
             return int(connection.scalar(select(func.count(WORK.c.batch_id.distinct())).where(planned)) or 0)
 
+    def unstarted(self, older_than_s: float) -> list[str]:
+        """Return the batches that were planned so long ago and that no run has begun."""
+        planned = select(WORK.c.batch_id).where(WORK.c.batch_id.is_not(None), WORK.c.state == "wanted")
+        old = BATCHES.c.created_at < time.time() - older_than_s
+        with self._reader.connect() as connection:
+            return list(connection.scalars(select(BATCHES.c.batch_id).where(BATCHES.c.batch_id.in_(planned), old)))
+
     # -- freeing -------------------------------------------------------------------------------------------------
 
     def release_unstarted(self, is_dead: Callable[[str], bool], older_than_s: float) -> int:

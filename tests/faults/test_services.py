@@ -145,7 +145,7 @@ def test_a_daily_cap_pauses_its_source_until_midnight_and_no_other(rig: Rig) -> 
         midnight = (
             (datetime.now(UTC) + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
         )
-        [(until, reason)] = rig_pauses(workspace)
+        [(until, reason)] = _pauses(workspace)
         assert rule.n_done == 1
         assert midnight <= until <= midnight + 3_600
         assert "cap" in reason
@@ -158,7 +158,7 @@ def test_a_daily_cap_pauses_its_source_until_midnight_and_no_other(rig: Rig) -> 
         assert _blames(rig) == []
 
 
-def rig_pauses(workspace: Workspace) -> list[tuple[float, str]]:
+def _pauses(workspace: Workspace) -> list[tuple[float, str]]:
     """Return (until, why) of the paused sources."""
     return list(workspace.ledger.objects.paused().values())
 
@@ -177,7 +177,7 @@ def test_a_cap_on_downloads_pauses_and_burns_no_try(rig: Rig) -> None:
     run_once(workspace)
 
     assert 1 <= rule.n_done <= 2  # objects are read ahead
-    assert rig_pauses(workspace)
+    assert _pauses(workspace)
     assert _blames(rig) == []
     rig.proxy.mend()
     rig.execute("UPDATE scans SET paused_until = 1")

@@ -30,8 +30,8 @@ server-programs:
 demo: $(STAMP) programs  ## install everything and run the main job on the demo media, offline
 	$(BIN)/mm demo --out $(DEMO_OUT)
 
-test: $(STAMP) programs  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(STAMP) programs  ## run the tests (but for the fault suite and the soak, which have targets of their own)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/soak
 
 check: $(STAMP)  ## lint, format, types, import contracts, documentation
 	$(BIN)/ruff check .
@@ -51,7 +51,7 @@ soak: $(STAMP) programs  ## kill workers at random for ten minutes over 10,000 o
 	$(BIN)/python tests/soak/run.py $(SOAK)
 
 postgres-test: $(STAMP) programs server-programs  ## the tests with the ledger on a real PostgreSQL
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ledger postgresql
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/soak --ledger postgresql
 
 dev: $(STAMP)  ## Dagster's UI with the daemon, on the settings in this folder (or of MM_ASSETS_CONFIG)
 	@scripts/dev.sh

@@ -16,7 +16,6 @@ Put here: the layout of the lake and its Parquet. Keep out: what the rows mean, 
 import io
 import json
 import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,19 +49,24 @@ class Lake:
 
     def lake_id(self) -> str:
         """Return the lake's id; raises ConfigError where nothing was ever written."""
-        found = self._read_json("lake.json")
+        found = self.find_id()
         if found is None:
             msg = f"{self.uri} holds no lake; correct `lake.uri`, or run `mm ingest` first"
             raise ConfigError(msg)
-        return str(found["lake_id"])
+        return found
 
-    def make_id(self) -> str:
-        """Return the lake's id, made at first use; for those who write."""
+    def find_id(self) -> str | None:
+        """Return the lake's id; None where nothing was ever written."""
         found = self._read_json("lake.json")
-        if found is None:
-            found = {"lake_id": uuid.uuid4().hex, "layout": 1}
-            self.store.put("lake.json", _to_json(found))
-        return str(found["lake_id"])
+        return None if found is None else str(found["lake_id"])
+
+    def write_id(self, lake_id: str) -> None:
+        """Name the lake, at its first use; the ledger chooses the name."""
+        self.store.put("lake.json", _to_json({"lake_id": lake_id, "layout": 1}))
+
+    def is_used(self) -> bool:
+        """Whether anything was published or computed; two requests at most."""
+        return bool(self.published()) or bool(self.store.list_page(limit=1, prefix="results/").objects)
 
     # -- results -------------------------------------------------------------------------------------------------
 
@@ -159,10 +163,10 @@ class Lake:
         return str(made_of.get("fingerprint", "")), int(footer.num_rows)
 
     def read_shard(self, table: str, shard: int, columns: Sequence[str] | None = None) -> pa.Table | None:
-        """Read a published shard; None where there is none."""
+        """Read a published shard; None where there is none, or where it is damaged, and so holds no row for anybody."""
         try:
             return self.read_columns(self.shard_key(table, shard), columns)
-        except ObjectNotFoundError:
+        except (ObjectNotFoundError, pa.ArrowException, OSError):  # failures of the store are our own errors
             return None
 
     def shard_files(self, table: str = "") -> set[tuple[str, int]]:

@@ -15,13 +15,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 
 import requests
 
+from mm_assets.buckets.retry import parse_retry_after
 from mm_assets.errors import MmAssetsError
 from mm_assets.events.b2 import SIGNATURE_HEADER
 from mm_assets.events.verification import sign
@@ -151,10 +152,13 @@ def cut(
 def send(plan: Plan, url: str, secret: str, n_senders: int) -> Outcome:
     """Send every delivery at its time, or as soon as a sender is free."""
     outcome, sessions, started = Outcome(), threading.local(), time.monotonic()
+    sent: list[Future[None]] = []
     with ThreadPoolExecutor(n_senders, initializer=lambda: setattr(sessions, "own", requests.Session())) as pool:
         for at_s, n_events, body in plan.deliveries:
             time.sleep(max(0.0, started + at_s - time.monotonic()))
-            pool.submit(_deliver, sessions, url, sign(body, secret), n_events, body, outcome)
+            sent.append(pool.submit(_deliver, sessions, url, sign(body, secret), n_events, body, outcome))
+    for delivery in sent:
+        delivery.result()  # a fault of this script's own
     return outcome
 
 
@@ -164,7 +168,7 @@ def _deliver(sessions: threading.local, url: str, signature: str, n_events: int,
     n_resent = -1
     status, wait_s = 503, 0.0
     while status == 503 and time.monotonic() < give_up_at:
-        time.sleep(wait_s)
+        time.sleep(min(wait_s, max(0.0, give_up_at - time.monotonic())))
         n_resent += 1
         status, wait_s, taken_s = _post(sessions.own, url, body, headers)
         with outcome.lock:
@@ -182,7 +186,8 @@ def _post(session: requests.Session, url: str, body: bytes, headers: dict[str, s
         answer = session.post(url, data=body, headers=headers, timeout=_TIMEOUT_S)
     except requests.RequestException:
         return 503, 1.0, time.perf_counter() - started
-    return answer.status_code, float(answer.headers.get("Retry-After", 1.0)), time.perf_counter() - started
+    wait_s = parse_retry_after(answer.headers.get("Retry-After", "1"))
+    return answer.status_code, wait_s, time.perf_counter() - started
 
 
 def print_table(plan: Plan, outcome: Outcome, seconds: float) -> None:

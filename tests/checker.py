@@ -63,10 +63,14 @@ def find_violations(evidence: Evidence) -> list[str]:
 
 def find_broken_promises(evidence: Evidence) -> list[str]:
     """Return what a ledger may never say, not even between two writes: an end whose file is not there."""
-    names = {"done": _result_name, "dead": lambda version, step, _: f"dead_letters/{version}/{step}.json"}
+    names = {"done": _result_name, "dead": _letter_name}
     rows = evidence.rows("SELECT object_id, step, recipe, state FROM work WHERE state IN ('done', 'dead')")
     files = ((row, names[row["state"]](row["object_id"], row["step"], row["recipe"])) for row in rows)
     return [f"{row['step']} is {row['state']} without {file}" for row, file in files if file not in evidence.names]
+
+
+def _letter_name(version: str, step: str, _recipe: str) -> str:
+    return f"dead_letters/{version}/{step}.json"
 
 
 def _differences(what: str, wanted: Iterable[Any], found: Iterable[Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -138,7 +139,7 @@ class Rig:
     def work(self, key: str) -> list[dict[str, Any]]:
         """Return the rows of work of the live version of a key."""
         rows = self.rows("SELECT o.key, w.* FROM work w JOIN objects o USING (object_id) WHERE o.state = 'live'")
-        return [row for row in rows if row["key"] == key]
+        return sorted((row for row in rows if row["key"] == key), key=itemgetter("step"))
 
     def evidence(self) -> Evidence:
         """Gather what the checker looks at."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from s3_server import Answer, FaultServer, fault_server, make_client
 
-from mm_assets.buckets.bodies import Body, TruncatedError
+from mm_assets.buckets.bodies import Body, StalledError, TruncatedError
 from mm_assets.buckets.retry import RetriesExhaustedError, Retry
 from mm_assets.buckets.s3 import Limits, S3Store
 from mm_assets.errors import ServiceError
@@ -94,6 +94,33 @@ def test_slow_but_steady_bodies_are_read() -> None:
     with fault_server(Answer(body=DATA[:60], headers=answer(DATA, etag="v1").headers, drip_s=0.01)) as server:
         assert make_store(server, Limits(stall_bytes=3, stall_s=0.1)).read("k") == DATA[:60]
         assert len(server.requests) == 1
+
+
+@pytest.mark.fault(10)
+@pytest.mark.parametrize(("bytes_a_second", "is_stalled"), [(40, True), (900, True), (2_000, False)])
+def test_the_usual_limit_is_a_kibibyte_a_second(
+    monkeypatch: pytest.MonkeyPatch, bytes_a_second: int, is_stalled: bool
+) -> None:
+    """What would hold a worker for days is a stall; a slow link is none."""
+    now = [0.0]
+    monkeypatch.setattr("mm_assets.buckets.bodies.time.monotonic", lambda: now[0])
+
+    class Raw:
+        n_left = 100_000
+
+        def read1(self, amt: int | None = None) -> bytes:
+            now[0] += 1
+            piece = min(amt or 0, bytes_a_second, self.n_left)
+            self.n_left -= piece
+            return bytes(piece)
+
+    limits = Limits()
+    body = Body(Raw(), 100_000, stall_bytes=limits.stall_bytes, stall_s=limits.stall_s)
+    if is_stalled:
+        with pytest.raises(StalledError, match="in 30 s"):
+            body.read()
+    else:
+        assert len(body.read()) == 100_000
 
 
 @pytest.mark.fault(11)

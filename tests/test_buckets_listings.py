@@ -97,8 +97,11 @@ def test_pages_out_of_order_are_put_in_order() -> None:
 
 @pytest.mark.parametrize(
     "broken",
-    [b"<Size>x</Size>", b"", b"<LastModified>yesterday</LastModified>"],
-    ids=["size", "missing", "time"],
+    [
+        *(b"<Size>x</Size>", b"<Size>100000000000000000000</Size>", b"<Size>-1</Size>", b""),
+        *(b"<LastModified>yesterday</LastModified>", b"<LastModified>9e99</LastModified>"),
+    ],
+    ids=["size", "huge", "negative", "missing", "time", "number"],
 )
 def test_entries_with_broken_fields_are_stepped_over_and_counted(broken: bytes) -> None:
     """One entry that says nonsense does not stop the listing; it is isolated like one that cannot be parsed."""
@@ -136,6 +139,8 @@ def test_listings_are_read_as_botocore_reads_them() -> None:
         "20261121T050000Z",
         "Sat, 21 Nov 2026 05:00:00 GMT",
         "2026-11-21T06:00:00+01:00",
+        "2026-11-21T05:00:00",
+        "2026-11-21 05:00:00.000",
         "1795237200",
     ],
 )

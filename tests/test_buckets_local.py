@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -42,6 +43,24 @@ def test_local_ignores_what_is_no_file_below_it(folder: LocalStore, tmp_path: Pa
         with pytest.raises(ObjectError):
             folder.put(key, b"")
     assert [p.name for p in secret.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize(("year", "seconds"), [(9999, 400_000_000_000), (1, -70_000_000_000), (2009, 1_234_567_890)])
+def test_local_lists_files_of_any_year(
+    folder: LocalStore, monkeypatch: pytest.MonkeyPatch, year: int, seconds: int
+) -> None:
+    """File systems take years that dates do not: such a file has the nearest date, and hides no other."""
+    folder.put("k", b"x")
+
+    def dated(path: Path) -> SimpleNamespace:
+        found = os.lstat(path)
+        facts = {name: getattr(found, name) for name in ("st_mode", "st_size", "st_ctime_ns", "st_ino")}
+        return SimpleNamespace(**facts, st_mtime_ns=seconds * 10**9)
+
+    monkeypatch.setattr(Path, "lstat", dated)
+    [listed] = folder.list_page().objects
+    assert (listed.key, listed.modified_at.year) == ("k", year)
+    assert listed.modified_at.tzinfo is not None
 
 
 def test_local_counts_undecodable_names(folder: LocalStore) -> None:

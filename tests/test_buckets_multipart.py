@@ -11,7 +11,7 @@ from botocore.exceptions import ConnectionClosedError
 from s3_server import Answer, fault_server, make_client, moto_server
 
 from mm_assets.buckets import multipart
-from mm_assets.buckets.base import ObjectNotFoundError
+from mm_assets.buckets.base import BreakerOpenError, ObjectNotFoundError
 from mm_assets.buckets.retry import Retry
 from mm_assets.buckets.s3 import Limits, S3Store
 from mm_assets.errors import ConfigError, ServiceError
@@ -143,6 +143,25 @@ def test_failed_uploads_leave_nothing(client: Any, store: S3Store, file: Path) -
     assert unfinished(client, store) == []
     with pytest.raises(ObjectNotFoundError):
         store.head("k")
+
+
+@pytest.mark.fault(25)
+def test_uploads_are_aborted_behind_an_open_breaker(client: Any, store: S3Store, file: Path) -> None:
+    """A bucket that failed until its breaker opened is asked once more to drop the parts."""
+    down = say(503, b"<Error><Code>SlowDown</Code></Error>")
+    spoil(client, "UploadPart", *[down] * 1_000)
+    with pytest.raises(BreakerOpenError):
+        store.upload("k", file)
+    assert unfinished(client, store) == []
+
+
+@pytest.mark.fault(24)
+def test_an_upload_that_vanishes_between_its_parts_is_begun_anew(client: Any, store: S3Store, file: Path) -> None:
+    """Somebody aborts it while parts are under way: that is no missing object, and the file is sent again."""
+    spoil(client, "UploadPart", say(404, b"<Error><Code>NoSuchUpload</Code><Message></Message></Error>"))
+    store.upload("k", file)
+    assert store.read("k") == file.read_bytes()
+    assert unfinished(client, store) == []
 
 
 @pytest.mark.fault(25)

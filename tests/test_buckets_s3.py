@@ -136,6 +136,7 @@ def test_retry_draws_full_jitter() -> None:
     [
         *((None, 0), ("", 0), ("12", 12), (" 3 ", 3), ("-1", 0), ("nan", 0), ("1e9", 0), ("x", 0), ("٣", 0)),
         *(("Sat, 21 Nov 2026 05:00:30 GMT", 30), ("Sat, 21 Nov 2026 04:00:00 GMT", 0)),
+        *((f"Sat, 21 Nov {'9' * 12} 05:00:00 GMT", 0), (f"Sat, 21 Nov 2026 05:00:00 +{'9' * 12}", 0)),
     ],
 )
 def test_retry_after_is_read_from_hostile_headers(value: str | None, seconds: float) -> None:
@@ -251,6 +252,36 @@ def test_answers_of_a_proxy_are_not_objects() -> None:
     """A 200 without an ETag is no answer of a store."""
     with fault_server(Answer(body=b"<html>please log in</html>")) as server, pytest.raises(ServiceError, match="proxy"):
         make_store(server).read("k")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *({"Last-Modified": "yesterday"}, {"Last-Modified": "9" * 30}, {"Last-Modified": "Sat, 99 Nov 2026 05:00:00"}),
+        *({"Content-Length": "1" + "0" * 20}, {"Content-Length": "many"}),
+    ],
+    ids=str,
+)
+def test_headers_that_say_nonsense_are_a_failing_service(header: dict[str, str]) -> None:
+    """Nothing but this project's errors comes out of a store, and another answer mends it."""
+    bad = Answer(headers={**HEADERS, **header})
+    with fault_server(bad, WRITTEN) as server:
+        assert make_store(server).head("k").etag == "v1"
+    with fault_server(bad) as server, pytest.raises(RetriesExhaustedError):
+        make_store(server).head("k")
+
+
+def test_a_time_without_a_zone_is_in_utc() -> None:
+    """So every version has a moment that can be compared."""
+    with fault_server(Answer(headers={**HEADERS, "Last-Modified": "2026-11-21T05:00:00"})) as server:
+        assert make_store(server).head("k").modified_at == datetime(2026, 11, 21, 5, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("status", [301, 307])
+def test_endless_redirections_are_a_wrong_setting(status: int) -> None:
+    """Whatever is asked is sent elsewhere: said in terms of region and endpoint."""
+    with fault_server(Answer(status)) as server, pytest.raises(ConfigError, match="endpoint_url"):
+        make_store(server).head("k")
 
 
 def test_a_full_disk_is_no_fault_of_the_object(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from s3_server import Answer, fault_server, make_client
 from mm_assets.buckets.base import BreakerOpenError, DailyCapError, ObjectNotFoundError
 from mm_assets.buckets.retry import Retry, TransientError
 from mm_assets.buckets.s3 import S3Store
-from mm_assets.buckets.traffic import MAX_RATE, OPEN_AFTER, PROBE_EVERY_S, Lane, Traffic
+from mm_assets.buckets.traffic import MAX_RATE, OPEN_AFTER, OPEN_AFTER_S, PROBE_EVERY_S, Lane, Traffic
 from mm_assets.errors import ServiceError
 
 OK = Answer(body=b"data", headers={"ETag": '"v1"', "Last-Modified": "Sat, 21 Nov 2026 05:00:00 GMT"})
@@ -49,6 +49,13 @@ def fail() -> None:
     """End as an outage does."""
     msg = "the service is down"
     raise TransientError(msg)
+
+
+def fail_until_open(time: Time, lane: Lane) -> None:
+    """Fail as often, and for as long, as opens the breaker."""
+    send(lane, OPEN_AFTER - 1, fail)
+    time.now += OPEN_AFTER_S
+    send(lane, 1, fail)
 
 
 @contextmanager
@@ -138,11 +145,11 @@ def test_endpoints_are_throttled_apart_and_buckets_of_one_together() -> None:
 
 
 def test_breaker_opens_after_failures_in_a_row_and_probes() -> None:
-    """Twenty failures close the way at once; one request each half minute tries; its success opens it for all."""
+    """Twenty failures within ten seconds close the way; one request each half minute tries; its success opens it for all."""
     time = Time()
     traffic = time.traffic()
     lane = traffic.lane("photos", "https://s3", "bucket")
-    send(lane, OPEN_AFTER, fail)
+    fail_until_open(time, lane)
     calls: list[int] = []
     for _ in range(3):
         with pytest.raises(BreakerOpenError, match="bucket at https://s3 failed 20 times"), lane.request("get_object"):
@@ -164,7 +171,7 @@ def test_breaker_lets_one_probe_through_at_a_time() -> None:
     """While a probe is under way the others still end at once."""
     time = Time()
     lane = time.traffic().lane("photos", "https://s3", "bucket")
-    send(lane, OPEN_AFTER, fail)
+    fail_until_open(time, lane)
     time.now += PROBE_EVERY_S
     with lane.request("get_object"), pytest.raises(BreakerOpenError), lane.request("get_object"):
         pass
@@ -183,11 +190,39 @@ def test_breaker_counts_failures_of_the_service_only() -> None:
     send(lane, 50, not_found)
     for _ in range(3):
         send(lane, OPEN_AFTER - 1, fail)
+        time.now += OPEN_AFTER_S
         send(lane, 1)
-    send(lane, OPEN_AFTER, fail)
+    fail_until_open(time, lane)
     with pytest.raises(BreakerOpenError), lane.request("get_object"):
         pass
     send(traffic.lane("others", "https://s3", "other"), 1)
+
+
+@pytest.mark.fault(7)
+def test_a_blip_does_not_open_the_breaker_however_many_threads_meet_it() -> None:
+    """Sixteen threads fail more than twenty times within two seconds: all of them are borne, by their own budgets."""
+    time = Time()
+    lane = time.traffic().lane("photos", "https://s3", "bucket")
+    time.now += 3_600  # nothing was asked for an hour, which is no outage of an hour
+    for _ in range(4):
+        send(lane, 16, fail)
+        time.now += 0.5
+    send(lane, 16)
+    time.now += OPEN_AFTER_S
+    send(lane, OPEN_AFTER - 1, fail)
+    send(lane, 1)
+
+
+def test_cleaning_up_does_not_wait_for_the_breaker() -> None:
+    """What is urgent is sent past an open breaker, and its success closes it."""
+    time = Time()
+    lane = time.traffic().lane("photos", "https://s3", "bucket")
+    fail_until_open(time, lane)
+    with pytest.raises(BreakerOpenError), lane.request("get_object"):
+        pass
+    with lane.request("abort_multipart_upload", is_urgent=True):
+        pass
+    send(lane, 1)
 
 
 @pytest.mark.fault(7)

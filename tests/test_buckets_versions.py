@@ -14,6 +14,7 @@ from mm_assets.buckets.s3 import S3Store
 from mm_assets.errors import ServiceError
 
 NO_CONTENT = Answer(204)
+HEAD = {"ETag": '"v1"', "Last-Modified": "Sat, 21 Nov 2026 05:00:00 GMT"}
 UNVERSIONED = Answer(body=b"<VersioningConfiguration/>")
 VERSIONED = Answer(body=b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>")
 
@@ -94,7 +95,7 @@ def test_erase_follows_pages_of_versions() -> None:
     )
     other = "<IsTruncated>true</IsTruncated><NextKeyMarker>k9</NextKeyMarker>"
     answers = [versions(("k", "v1"), ("k", "v2"), more=more), NO_CONTENT, NO_CONTENT]
-    answers += [versions(("k", "v3"), ("k9", "w1"), more=other), NO_CONTENT, error(500, "TheEnd")]
+    answers += [versions(("k", "v3"), ("k9", "w1"), more=other), NO_CONTENT, Answer(404)]
     with fault_server(*answers) as server:
         assert scripted(server.url).erase("k")
     deleted = [request for request in server.requests if request.startswith("DELETE")]
@@ -140,6 +141,45 @@ def test_erase_says_when_a_version_is_locked() -> None:
     with fault_server(versions(("k", "v1")), error(403, "AccessDenied"), NO_CONTENT, VERSIONED) as server:
         assert not scripted(server.url).erase("k")
     assert server.requests[2] == "DELETE /b/k"
+
+
+LYING = {
+    "names none": versions(),
+    "leaves + undecoded": versions(("a b", "v1"), more="<EncodingType>url</EncodingType>"),
+    "names no id": Answer(body=versions(("a+b", "")).body.replace(b"<VersionId></VersionId>", b"")),
+}
+
+
+@pytest.mark.parametrize("listing", LYING)
+@pytest.mark.parametrize("told", [UNVERSIONED, VERSIONED], ids=["keeps none", "keeps versions"])
+def test_erase_does_not_trust_a_list_that_leaves_the_object_out(listing: str, told: Answer) -> None:
+    """What can still be seen was not erased: it is hidden, and said to be erased only where no versions are kept."""
+    is_seen = [Answer(headers=HEAD)] if listing == "names none" else []
+    with fault_server(LYING[listing], *is_seen, NO_CONTENT, told) as server:
+        assert scripted(server.url).erase("a+b") is (told is UNVERSIONED)
+    assert server.requests[-2] == "DELETE /b/a%2Bb"
+
+
+def test_old_versions_under_an_undecoded_name_are_not_said_to_be_erased() -> None:
+    """A key with '+' from a server that leaves it as it is reads as one with a blank: nobody's, and not erased."""
+    listing = versions(("a b", "v1"), more="<EncodingType>url</EncodingType>")
+    with fault_server(listing, VERSIONED) as server:
+        assert not scripted(server.url).erase("a+b", keep_current=True)
+    assert [request.split(" ")[0] for request in server.requests] == ["GET", "GET"]
+
+
+def test_an_absent_list_of_versions_is_no_absent_object() -> None:
+    """A 404 to the list of versions is a service that has none: the key is deleted all the same."""
+    with fault_server(error(404, "NotFound"), NO_CONTENT, UNVERSIONED) as server:
+        assert scripted(server.url).erase("k")
+    assert server.requests[1] == "DELETE /b/k"
+
+
+@pytest.mark.parametrize("body", [b"<html>please log in</html>", b"<ListBucketResult/>", b""])
+def test_only_an_answer_about_versioning_proves_that_none_are_kept(body: bytes) -> None:
+    """Any other XML names no status either, and proves nothing."""
+    with fault_server(error(501, "NotImplemented"), NO_CONTENT, Answer(body=body)) as server:
+        assert not scripted(server.url).erase("k")
 
 
 def test_erase_does_not_take_an_outage_for_an_answer() -> None:

@@ -10,12 +10,15 @@ from fakes import FakeFaces
 from flow_driver import ingest
 from places import Place
 
+from mm_assets.buckets.local import STAGING_FOLDER
 from mm_assets.errors import ConfigError
 from mm_assets.flows.collecting_garbage import Rules, collect, find_garbage
+from mm_assets.flows.discovery import discover
 from mm_assets.flows.workspace import Workspace
 
 Make = Callable[..., Place]
 _WEEK_S = 7 * 86_400
+_SOURCES = ("source", "taking")
 NOW = Rules(older_than_s=-1)
 
 
@@ -27,6 +30,11 @@ def _collect(workspace: Workspace, rules: Rules) -> dict[str, str]:
     removed: dict[str, str] = {}
     collect(workspace, rules, lambda found, _: removed.update({found.key: found.kind}))
     return removed
+
+
+def _list_and_collect(workspace: Workspace) -> None:
+    discover(workspace, "source")
+    _collect(workspace, NOW)
 
 
 def _write(lake: Path, key: str) -> str:
@@ -89,6 +97,25 @@ def test_old_recipes_and_builds_go_only_when_asked(make_workspace: Make, monkeyp
     assert len([folder for folder in (place.lake / "indexes/face").iterdir() if folder.is_dir()]) == 1
 
 
+def test_unfinished_uploads_go_where_we_write(make_workspace: Make) -> None:
+    """From the lake, and from sources that take uploads once they are a week old; never from sources only read."""
+    place = make_workspace("picture0.png")
+    sources = [{"uri": str(place.folder / name), "alias": name, "uploads": name == "taking"} for name in _SOURCES]
+    (place.folder / "taking").mkdir()
+    place.write_settings(sources=sources)
+    workspace = place.open()
+    for alias in _SOURCES:
+        discover(workspace, alias)
+    left = [_write(place.folder, f"{name}/{STAGING_FOLDER}/left") for name in ("lake", *_SOURCES)]
+    for key in left:
+        os.utime(place.folder / key, (0, time.time() - 2 * _WEEK_S))
+    young = _write(place.folder, f"taking/{STAGING_FOLDER}/young")
+
+    assert collect(workspace, NOW, lambda *_: None) == 2
+
+    assert [key for key in (*left, young) if (place.folder / key).exists()] == [f"source/{STAGING_FOLDER}/left", young]
+
+
 def test_an_incomplete_ledger_is_refused(make_workspace: Make) -> None:
     """A lost ledger knows nothing, so everything would look like garbage."""
     place = make_workspace("picture0.png")
@@ -109,12 +136,9 @@ def test_a_ledger_without_objects_is_refused_where_there_are_results(make_worksp
     place.lose_ledger()
     (place.source / "picture0.png").unlink()
     workspace = place.open()
-    from mm_assets.flows.discovery import discover
-
-    discover(workspace, "source")
 
     with pytest.raises(ConfigError, match="rebuild-ledger"):
-        _collect(workspace, NOW)
+        _list_and_collect(workspace)
 
 
 def test_a_foreign_lake_is_refused(make_workspace: Make, tmp_path: Path) -> None:
@@ -125,4 +149,4 @@ def test_a_foreign_lake_is_refused(make_workspace: Make, tmp_path: Path) -> None
     place.write_settings(lake={"uri": str(tmp_path / "another")})
 
     with pytest.raises(ConfigError, match="belongs to lake"):
-        place.open()
+        _ = place.open().ledger

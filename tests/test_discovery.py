@@ -243,6 +243,24 @@ def test_the_days_calls_are_counted_and_then_used_up(
     assert live(workspace).keys() == set(PICTURES)
 
 
+def test_the_budget_begins_anew_at_midnight(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing that goes on past 00:00 GMT does not carry the calls of yesterday over."""
+    monkeypatch.setattr("mm_assets.flows.discovery._PAGE", 2)
+    sources = [{"uri": "source", "alias": "source", "max_list_calls_per_day": 2}]
+    workspace = make_workspace(sources=sources).open()
+    store = scripted(workspace, keys=PICTURES)
+
+    def pass_midnight(_operation: str, after: str) -> None:
+        if after == "picture1.png":
+            monkeypatch.setattr("mm_assets.ledger.scans.gmt_day", lambda: "tomorrow")
+
+    store.after = pass_midnight
+
+    assert discover(workspace, "source").is_complete
+
+
 def test_a_paced_pass_waits_for_its_share_of_the_day(
     make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mm_assets.events import b2
+from mm_assets.events import b2, verification
 from mm_assets.events.base import DeliveryRefusedError, Ignored
 from mm_assets.events.verification import sign
 
@@ -214,6 +214,29 @@ def test_wrong_form_is_refused(body: bytes) -> None:
     """Signed nonsense of any kind, nested however deeply, is a 400."""
     error = refused(body)
     assert (error.status, error.why) == (400, "malformed")
+
+
+def test_malformed_event_costs_no_other() -> None:
+    """One bad record is left out and counted; where all are bad the delivery is refused."""
+    delivery = parse(upload(), upload(objectName=1), None)
+    assert len(delivery.events) == 1
+    assert delivery.ignored == {Ignored.MALFORMED: 2}
+    with pytest.raises(DeliveryRefusedError, match="right form"):
+        parse(upload(objectName=1), None)
+
+
+def test_header_of_many_signatures_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few are looked at, of the right length; without one the body is not even hashed."""
+    monkeypatch.setattr(verification, "sign", lambda *_: pytest.fail("hashed"))
+    for header in ("," * 30_000, "v1=,v1=" + "0" * 63, ",".join(["x"] * 8 + [SIGNATURE])):
+        assert not verification.is_signed(SIGNED_BODY, header, [SECRET])
+
+
+def test_large_unsigned_body_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's megabyte is refused as it is, also where it calls itself a test."""
+    test = json.dumps({"events": [{"eventType": "b2:TestEvent"}], "x": "x" * 5_000}).encode()
+    monkeypatch.setattr(b2, "read_json", lambda _: pytest.fail("parsed"))
+    assert refused(test, "v1=bad").status == 401
 
 
 @pytest.mark.parametrize("key", ["", "a\x00b", "\ud800", "é" * 2_049])

@@ -60,6 +60,7 @@ def test_every_source_of_a_bucket_is_told(tmp_path: Path) -> None:
         ("raw/a.txt", "media", Ignored.NOT_SELECTED),
         ("raw/private/a.jpg", "media", Ignored.NOT_SELECTED),
         ("raw/lake/results/a.jpg", "media", Ignored.OWN_FILES),
+        ("raw/" + "é" * 510 + ".jpg", "media", Ignored.UNUSABLE_KEY),  # 1,028 bytes; no bucket holds it
     ],
 )
 def test_what_concerns_nobody_is_counted(tmp_path: Path, key: str, bucket: str, why: Ignored) -> None:
@@ -143,6 +144,31 @@ def test_failed_commit_fails_all_of_its_group(
             stored.result(10)
     receiver.receive("b2", delivery("a")).result(10)
     assert ledger.inbox.depth() == 1
+
+
+@pytest.mark.parametrize("broken", ["add", "count"])
+def test_writer_survives_whatever_fails(
+    receiver: Receiver, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """An error of no kind that we know, in counting or in what follows a commit, never ends the thread; no count is lost."""
+    monkeypatch.setattr("mm_assets.flows.receiving._FLUSH_EVERY_S", 0.0)
+    with monkeypatch.context() as failing:
+        if broken == "add":
+            failing.setattr(ledger.meters, "add", lambda _: 1 / 0)
+        else:
+            count = receiver.tally.count
+            failing.setattr(
+                receiver.tally,
+                "count",
+                lambda name, *n, **labels: ("commits" in name and 1 / 0) or count(name, *n, **labels),
+            )
+        receiver.receive("b2", delivery("a")).result(10)
+        receiver.receive("b2", delivery("b")).result(10)
+    receiver.receive("b2", delivery("c")).result(10)
+    assert receiver.is_alive
+    receiver.close()
+    assert ledger.inbox.depth() == 3
+    assert ledger.meters.totals()["events_received_total", (("provider", "b2"),)] == 3
 
 
 def test_full_queue_refuses(receiver: Receiver, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fakes import open_fake_workspace
@@ -108,14 +108,74 @@ def test_waits_grow_with_failures(make_workspace: MakePlace, monkeypatch: pytest
     waits: list[float] = []
     put_off = workspace.ledger.inbox.put_off
 
-    def note(inbox_ids: Any, wait_s: float) -> None:
+    def note(inbox_ids: Any, wait_s: float, *, is_failure: bool) -> None:
         waits.append(wait_s)
-        put_off(inbox_ids, 0.0)
+        put_off(inbox_ids, 0.0, is_failure=is_failure)
 
     monkeypatch.setattr(workspace.ledger.inbox, "put_off", note)
     for _ in range(9):
         drain_inbox(workspace, limit=1)
     assert waits == [30, 60, 120, 240, 480, 960, 1_920, 3_600, 3_600]
+
+
+def fail_often(workspace: Workspace, n: int) -> None:
+    """Count failures of the one hint that waits."""
+    [hint] = workspace.ledger.inbox.waiting(1)
+    for _ in range(n):
+        workspace.ledger.inbox.put_off(hint.inbox_ids, -1.0)
+
+
+def test_no_number_of_failures_is_too_many(make_workspace: MakePlace) -> None:
+    """A service that fails for months does not end the draining; its hint is still put off for an hour."""
+    workspace, store = known(make_workspace, 1)
+    store.before = raising(ServiceError("503"), operation="head")
+    tell(workspace, "key")
+    fail_often(workspace, 1_100)
+    assert drain_inbox(workspace) == Drained(n_hints=1, n_put_off=1)
+
+
+@pytest.mark.parametrize("error", [ConfigError("400"), OverflowError("of a date")])
+def test_a_key_that_is_never_described_is_refused(make_workspace: MakePlace, error: Exception) -> None:
+    """What fails for half a day, and not for the service's sake, is told once and asked for no more."""
+    workspace, store = known(make_workspace, 1)
+    store.before = raising(error, operation="head")
+    tell(workspace, "key")
+    fail_often(workspace, 20)
+    assert drain_inbox(workspace) == Drained(n_hints=1, n_refused=1)
+    [refusal] = workspace.ledger.objects.refusals()
+    assert str(error) in refusal.error
+    assert workspace.ledger.inbox.depth() == 0
+
+
+def test_an_unexpected_error_of_one_key_holds_up_nobody(make_workspace: MakePlace) -> None:
+    """A bug that one object brings to light stops the draining of no other."""
+    workspace, store = known(make_workspace, 1)
+    store.etags |= {"bad": "1", "good": "1"}
+    store.before = raising(RuntimeError("bug"), key="bad")
+    tell(workspace, "bad", "good")
+    assert drain_inbox(workspace) == Drained(n_hints=2, n_new=1, n_put_off=1)
+
+
+def test_what_was_not_asked_for_has_not_failed(make_workspace: MakePlace) -> None:
+    """A pause and an open breaker are no failures of a key: it does not wait longer for them, and is never given up."""
+    workspace = make_workspace().open()
+    store = scripted(workspace, keys=["key"])
+    store.before = raising(BreakerOpenError("open"))
+    tell(workspace, "key")
+    drain_inbox(workspace)
+    [row] = inbox_rows(workspace)
+    assert row.fails == 0
+    assert row.not_before > time.time()
+
+
+def inbox_rows(workspace: Workspace) -> list[Any]:
+    """Return all rows of the inbox."""
+    from sqlalchemy import select
+
+    from mm_assets.ledger.tables import INBOX
+
+    with cast("Any", workspace.ledger)._engine.connect() as connection:
+        return list(connection.execute(select(INBOX)))
 
 
 @pytest.mark.parametrize("error", [DailyCapError("cap exceeded", 4e9), BreakerOpenError("the breaker is open")])

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from mm_assets.errors import ConfigError
 from mm_assets.identity import ObjectVersion
 from mm_assets.ledger import Claim, Finished, Ledger, PageDelta, SeenObject, ShardFile
+from mm_assets.ledger.dead import DeadFilter
 
 RECIPES = {"segments": "r1", "faces": "r2"}
 NEEDS = {"faces": {"segments": "r1"}}
@@ -161,9 +162,37 @@ def test_deaths_of_the_worker_end_as_crash_loop(ledger: Ledger) -> None:
         ledger.work.release_dead(lambda _: True)
 
     assert _claims(ledger, max_claims=2) == []
-    assert {(row["state"], row["reason"]) for row in ledger.work.states(ledger.objects.find("a")[0].object_id)} == {
-        ("dead", "crash_loop")
-    }
+    rows = ledger.work.states(ledger.objects.find("a")[0].object_id)
+    assert {(row["state"], row["reason"]) for row in rows} == {("dead", "crash_loop")}
+    assert {row[name] for row in rows for name in ("batch_id", "owner", "lease_until")} == {None}
+
+
+def test_what_is_wanted_again_is_planned_again(ledger: Ledger) -> None:
+    """A batch that was planned or is over does not keep it; what a worker holds stays with the worker."""
+    _list(ledger, {"planned": "1", "held": "1"})
+    claims = {claim.known.version.key: claim for claim in _claims(ledger, size=1)}
+    ledger.work.finish(_finish([claims["planned"]], "wanted"))
+    _plan = {"needs": NEEDS, "aliases": ["b"], "size": 9, "max_tries": 3, "planner": "p"}
+    assert len(ledger.work.plan(RECIPES, **_plan)) == 1  # type: ignore[arg-type]
+    ids = [claim.known.object_id for claim in claims.values()]
+
+    for step, recipe in RECIPES.items():
+        ledger.work.want_again(step, recipe, ids)
+
+    assert [batch.n_objects for batch in ledger.work.plan(RECIPES, **_plan)] == [1]  # type: ignore[arg-type]
+    assert ledger.work.finish(_finish([claims["held"]], "done")) == [True, True]
+
+
+def test_a_cancelled_redo_keeps_its_earlier_result(ledger: Ledger) -> None:
+    """Its rows stay published: only the work was taken back."""
+    _list(ledger, {"a": "1"})
+    ledger.work.finish(_finish(_claims(ledger), "done"))
+    object_id = ledger.objects.find("a")[0].object_id
+    ledger.dead.replay(ledger.dead.letters(DeadFilter(state="done")))
+
+    assert ledger.tasks.cancel(object_id, RECIPES) == 2
+
+    assert {(row["state"], row["n_rows"]) for row in ledger.work.states(object_id)} == {("skipped", 1)}
 
 
 def test_stopping_in_good_order_burns_no_start(ledger: Ledger) -> None:
@@ -241,8 +270,8 @@ def test_a_new_recipe_is_new_work_beside_the_old(ledger: Ledger) -> None:
         ("segments", "done", None): 1,
         ("faces", "wanted", None): 1,
     }
-    assert ledger.work.complete("faces", "r2")
-    assert not ledger.work.complete("faces", "r3")
+    assert ledger.work.complete("faces", "r2", ["b"])
+    assert not ledger.work.complete("faces", "r3", ["b"])
 
 
 def test_an_earlier_result_holds_while_it_is_made_again(ledger: Ledger) -> None:
@@ -275,6 +304,13 @@ def test_a_ledger_keeps_to_its_lake(ledger: Ledger) -> None:
 
     with pytest.raises(ConfigError, match="another `state`"):
         ledger.bind_lake("two")
+
+
+def test_the_first_process_names_the_lake(ledger: Ledger) -> None:
+    """All others that found no name get the same; two names for one lake would lock the ledger out for good."""
+    assert ledger.bound_lake() is None
+
+    assert ledger.bind_lake() == ledger.bind_lake() == ledger.bound_lake()
 
 
 def test_an_unreachable_database_names_its_setting(tmp_path: Path) -> None:

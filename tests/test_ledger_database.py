@@ -525,7 +525,7 @@ def test_what_is_asked_often_reads_no_whole_table(tmp_path: Path) -> None:
     ledger.work.release("h/1/x")
     ledger.work.release_batches([batch])
     ledger.work.release_expired()
-    ledger.work.complete("segments", "r1")
+    ledger.work.complete("segments", "r1", ["b"])
     ledger.work.n_changed_since(time.time())
     ledger.work.open_work("b", RECIPES, 10)
     ledger.objects.record_hinted("b", [_seen("k0000", "2"), _seen("new")], [], shard_objects=3)

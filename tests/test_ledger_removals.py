@@ -86,6 +86,47 @@ def test_a_version_under_work_is_not_swept(ledger: Ledger) -> None:
     assert len(list(ledger.removals.to_sweep())) == 1
 
 
+def test_what_left_is_not_claimed(ledger: Ledger) -> None:
+    """A sweep may be at it: neither a batch that was planned before nor a run of its own begins it."""
+    version = _version("k")
+    _see(ledger, version)
+    ledger.work.open_work("a", RECIPES, 10)
+    [batch] = ledger.work.plan(RECIPES, needs={}, aliases=["a"], size=9, max_tries=3, planner="p")
+    ledger.removals.erase([version.object_id])
+
+    assert ledger.work.claim_batch(batch.batch_id, "h/1/a", recipes=RECIPES, lease_s=60, max_claims=8) == []
+    assert ledger.work.claim_objects([version.object_id], RECIPES, "h/1/a", lease_s=60) == []
+    assert ledger.work.n_open_objects(batch.batch_id) == 0
+
+
+def test_a_version_under_work_is_not_forgotten(ledger: Ledger) -> None:
+    """A worker that woke during the sweep may write a result yet: the next sweep takes it, and a record can be made."""
+    version = _version("k")
+    _see(ledger, version)
+    ledger.work.open_work("a", RECIPES, 10)
+    ledger.work.claim_objects([version.object_id], {"segments": "s1"}, "h/1/a", lease_s=60)
+    ledger.removals.erase([version.object_id])
+
+    assert ledger.removals.forget([version.object_id]) == [version.object_id]
+
+    assert ledger.removals.n_leaving() == 1
+    ledger.work.release("h/1/a")
+    assert ledger.removals.forget([version.object_id]) == []
+    assert ledger.removals.n_leaving() == 0
+    assert ledger.dead.history(version.object_id, "segments", "s1")[1] == 0
+
+
+@pytest.mark.parametrize(("state", "holds"), [("wanted", True), ("dead", True), ("skipped", False)])
+def test_work_done_again_may_have_had_vectors(ledger: Ledger, state: str, holds: bool) -> None:
+    """Builds that hold them are found although the rows are no longer counted; what was skipped never had any."""
+    version = _version("k")
+    _see(ledger, version)
+    ledger.restoring.set_ends([_done(version, state=state, n_rows=None)])
+    ledger.objects.retire("a", [version.object_id], ())
+
+    assert ledger.removals.hold_vectors(["segments"]) is holds
+
+
 def test_an_erased_version_is_swept_again_and_never_returns(ledger: Ledger) -> None:
     """Erasing what was swept before looks through the lake once more; a listing changes nothing."""
     version = _version("k")
@@ -149,6 +190,18 @@ def test_ends_newer_than_the_last_publish_fill_what_is_open(ledger: Ledger) -> N
     assert found == [versions["open"].object_id, versions["dead"].object_id]
     ledger.restoring.set_ends([_done(versions["dead"])])
     assert states()["dead"] == ("done", 0)
+
+
+def test_a_rebuild_brings_no_work_of_what_was_swept(ledger: Ledger) -> None:
+    """A second rebuild after a kill may find a version swept meanwhile: its results are gone."""
+    version = RestoredVersion(_version("k"), 7, 1.0, 0, 0)
+    ledger.restoring.add_versions([version], [_done(version.version)])
+    _see(ledger, _version("k", "2"))
+    ledger.removals.forget([version.version.object_id])
+
+    ledger.restoring.add_versions([version], [_done(version.version)])
+
+    assert ledger.work.states(version.version.object_id) == []
 
 
 def test_erased_versions_are_known_by_their_hash_alone(ledger: Ledger) -> None:

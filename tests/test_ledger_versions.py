@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from mm_assets.identity import ObjectVersion
-from mm_assets.ledger import Ledger, LostCursorError, PageDelta, Refusal, Scan, SeenObject
+from mm_assets.ledger import Ledger, LostCursorError, PageDelta, Refusal, Scan, SeenObject, versions
 from mm_assets.ledger.inbox import Hint
 from mm_assets.ledger.tables import INBOX, OBJECTS, WORK
 
@@ -174,6 +174,35 @@ def test_what_an_event_showed_meanwhile_is_not_retired(ledger: Ledger) -> None:
     assert list(ledger.objects.live_at_key("b", ["a", "b"])) == ["a"]
 
 
+def test_an_alarm_does_not_end_by_itself(ledger: Ledger) -> None:
+    """What events removed counts until a person confirmed or a pass found nothing wrong."""
+    _page(ledger, _seen("a"), _seen("b"))
+    ledger.objects.retire("b", _ids(ledger, "a"), ())
+
+    ledger.objects.finish_pass("b", [], "too many", at=ledger.objects.scan("b"))
+    assert ledger.objects.scan("b").n_gone_by_event == 1
+
+    ledger.objects.finish_pass("b", [], None, at=ledger.objects.scan("b"))
+    assert ledger.objects.scan("b").n_gone_by_event == 0
+
+
+def test_a_listing_does_not_undo_an_erasure(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one that looked just before it: the statement that revives says itself what may return."""
+    _page(ledger, _seen("a"))
+    ledger.objects.retire("b", _ids(ledger, "a"), ())
+    known = versions._known
+
+    def known_before(connection: Any, object_ids: list[str]) -> Any:
+        found = known(connection, object_ids)
+        connection.execute(update(OBJECTS).values(state="erased"))
+        return found
+
+    monkeypatch.setattr(versions, "_known", known_before)
+
+    assert _page(ledger, _seen("a")) == PageDelta()
+    assert [row.state for row in _rows(ledger)] == ["erased"]
+
+
 def test_listing_calls_are_counted_by_the_day(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new day (GMT) begins at none."""
     monkeypatch.setattr("mm_assets.ledger.scans.gmt_day", lambda: "2026-01-01")
@@ -324,15 +353,28 @@ def test_work_is_opened_in_the_order_of_discovery(ledger: Ledger) -> None:
 def test_a_step_is_not_complete_while_versions_are_not_opened(ledger: Ledger) -> None:
     """Old rows stay published until every version has an end under the new recipe, opened or not."""
     ledger.work.want("b", RECIPES)
-    assert ledger.work.complete("faces", "r2")
+    assert ledger.work.complete("faces", "r2", ["b"])
     _page(ledger, _seen("a"))
-    assert not ledger.work.complete("faces", "r2")
-    assert not ledger.work.complete("faces", "r9")
-    assert ledger.work.complete("of another source", "r1")
+    assert not ledger.work.complete("faces", "r2", ["b"])
+    assert not ledger.work.complete("faces", "r9", ["b"])
+    assert ledger.work.complete("of another source", "r1", ["b"])
 
     _page(ledger, _seen("a", "2"))
     ledger.objects.retire("b", _ids(ledger, "a"), ())
-    assert ledger.work.complete("faces", "r2")
+    assert ledger.work.complete("faces", "r2", ["b"])
+
+
+def test_a_source_that_left_the_settings_holds_no_recipe_up(ledger: Ledger) -> None:
+    """Nothing is planned for it any more, whether its rows were opened or not; it is not waited for either."""
+    at = ledger.objects.scan("removed")
+    seen = [_seen(key, alias="removed") for key in "ab"]
+    ledger.objects.record_page("removed", seen, at=at, after=None, shard_objects=3)
+    ledger.work.open_work("removed", RECIPES, 1)
+
+    assert not ledger.work.complete("faces", "r2", ["b", "removed"])
+    assert ledger.work.complete("faces", "r2", ["b"])
+    assert ledger.work.complete("faces", "r9", ["b"])
+    assert (ledger.work.n_waiting(RECIPES), ledger.work.n_waiting(RECIPES, ["b"])) == (2, 0)
 
 
 def test_work_on_what_left_is_not_counted(ledger: Ledger) -> None:

@@ -15,6 +15,7 @@ import pytest
 from flow_driver import plan, process
 from places import Place
 
+from mm_assets.extractors import offline
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.leases import Lease, LeaseLostError
 from mm_assets.flows.processing import is_dead_here, new_owner, process_batch
@@ -112,9 +113,9 @@ def test_sweeping_follows_no_link(temporary: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_text("kept", encoding="utf-8")
-    (temporary / "mm_assets-link").symlink_to(precious)
-    (temporary / "mm_assets-file").write_text("not ours", encoding="utf-8")
-    young, old = temporary / "mm_assets-young", temporary / "mm_assets-old"
+    (temporary / "mm_assets-scratch-link").symlink_to(precious)
+    (temporary / "mm_assets-scratch-file").write_text("not ours", encoding="utf-8")
+    young, old = temporary / "mm_assets-scratch-young", temporary / "mm_assets-scratch-old"
     young.mkdir()
     old.mkdir()
     (old / "inside").symlink_to(precious)
@@ -123,7 +124,18 @@ def test_sweeping_follows_no_link(temporary: Path, tmp_path: Path) -> None:
 
     assert sweep_scratch() == 1
     assert (precious / "file").read_text(encoding="utf-8") == "kept"
-    assert {path.name for path in temporary.iterdir()} == {"mm_assets-link", "mm_assets-file", "mm_assets-young"}
+    kept = {"mm_assets-scratch-link", "mm_assets-scratch-file", "mm_assets-scratch-young"}
+    assert {path.name for path in temporary.iterdir()} == kept
+
+
+def test_the_folder_of_the_libraries_is_not_swept(temporary: Path) -> None:
+    """Ultralytics keeps its settings there for as long as a process lives, and nobody locks it."""
+    folder = offline._private_folder()
+    assert folder.parent == temporary
+    os.utime(folder, LONG_AGO)
+
+    assert sweep_scratch() == 0
+    assert folder.is_dir()
 
 
 # -- signals -----------------------------------------------------------------------------------------------------------

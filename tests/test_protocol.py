@@ -212,7 +212,7 @@ def test_what_the_ledger_calls_published_is_in_the_lake(make_workspace: Make, mo
     published = publish_steps(workspace)
 
     assert watch.found == []
-    assert watch.n_looks == 4 * published.n_written
+    assert watch.n_looks == 6 * published.n_written
     assert published.n_written >= 4
 
 

@@ -12,9 +12,12 @@ from flow_driver import column, ingest, process, refresh
 from mm_assets.buckets.local import LocalStore
 from mm_assets.errors import ConfigError
 from mm_assets.flows.discovery import discover
-from mm_assets.flows.publishing import publish_steps, stale_step_shards
+from mm_assets.flows.locking import BusyError
+from mm_assets.flows.publishing import STATES, publish_steps, stale_step_shards
+from mm_assets.flows.rebuilding import rebuild
 from mm_assets.flows.refreshing import needs_refresh
 from mm_assets.lake import Lake
+from mm_assets.ledger import SeenObject
 from mm_assets.ledger.locks import LockBook
 from mm_assets.retrieval import open_tables
 
@@ -313,11 +316,10 @@ def test_a_wiped_ledger_keeps_what_is_in_the_lake(make_workspace: Callable[..., 
     """Without its memory it lists again and finds every result where it left it."""
     place = make_workspace(*PICTURES[:3], "clip.mp4")
     ingest(place.open())
-    place.close()
-    for file in (tmp_path / "state").glob("ledger.db*"):
-        file.unlink()
+    place.lose_ledger()
     results = _files(tmp_path / "lake" / "results")
     workspace = place.open()
+    rebuild(workspace)
 
     ingest(workspace)
 
@@ -334,8 +336,9 @@ def test_a_wiped_ledger_withdraws_shards_that_only_the_lake_knows(
     place.lose_ledger()
     for name in ("picture4.png", "picture5.png"):
         (place.source / name).unlink()
+    (tmp_path / "lake" / "tables" / STATES / "shard=2" / "part-0.parquet").unlink()  # so that no version is of it
     workspace = place.open()
-    publish_steps(workspace)
+    rebuild(workspace)
     assert (tmp_path / "lake" / "tables" / "faces" / "shard=2").exists()
 
     ingest(workspace)
@@ -347,7 +350,7 @@ def test_a_wiped_ledger_withdraws_shards_that_only_the_lake_knows(
 def test_what_an_overtaken_publisher_wrote_is_written_again(
     make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A publisher that slept beyond its lease cannot make its file count."""
+    """A publisher that slept beyond its lease cannot make its file count, and writes no further one."""
     workspace = make_workspace(*PICTURES[:2]).open()
     discover(workspace, "source")
     process(workspace)
@@ -370,14 +373,44 @@ def test_what_an_overtaken_publisher_wrote_is_written_again(
 
     monkeypatch.setattr(LockBook, "take", note_token)
     monkeypatch.setattr(Lake, "write_shard", write_late)
-    publish_steps(workspace)
+    with pytest.raises(BusyError, match="another/1/a"):
+        publish_steps(workspace)
     monkeypatch.undo()
+    assert workspace.lake.describe_shard("step_states", 0) is None
 
     stale = stale_step_shards(workspace)
     assert ("faces", 0) in stale
     workspace.ledger.locks.release("publish", token_of_sleeper[-1])
     publish_steps(workspace)
     assert stale_step_shards(workspace) == {}
+
+
+def test_a_kill_after_a_file_does_not_leave_it_published(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even when the objects are again what the ledger last saw published: the file is another."""
+    workspace = make_workspace(*PICTURES[:2]).open()
+    ingest(workspace)
+    objects = workspace.ledger.objects
+    known = objects.live_at_key("source", ["picture1.png"])["picture1.png"]
+    objects.retire("source", [known.object_id], ())
+    write = Lake.write_shard
+
+    def die_after(lake: Lake, *args: Any) -> None:
+        write(lake, *args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Lake, "write_shard", die_after)
+    with pytest.raises(KeyboardInterrupt):
+        publish_steps(workspace)
+    monkeypatch.undo()
+    back = SeenObject(known.version, known.size_bytes, known.modified_at)
+    objects.record_hinted("source", [back], (), shard_objects=2_000)
+
+    publish_steps(workspace)
+
+    for (table, shard), file in workspace.ledger.catalog.shard_files().items():
+        assert workspace.lake.describe_shard(table, shard) == (file.fingerprint, file.n_rows)
 
 
 def test_a_shard_file_says_what_it_was_made_of(make_workspace: Callable[..., Any]) -> None:
@@ -397,4 +430,5 @@ def test_reading_makes_no_lake(tmp_path: Path) -> None:
         lake.lake_id()
     assert not (tmp_path / "lake").exists()
 
-    assert lake.make_id() == lake.make_id() == lake.lake_id()
+    lake.write_id("a")
+    assert lake.lake_id() == lake.find_id() == "a"

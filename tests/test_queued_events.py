@@ -2,10 +2,11 @@
 
 import base64
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +18,7 @@ from s3_server import KEY_ID, SECRET, Answer, fault_server, moto_server
 
 from mm_assets.errors import ConfigError, ServiceError
 from mm_assets.flows.b2_rules import check_b2_rules
-from mm_assets.flows.pulling import pull_queues
+from mm_assets.flows.pulling import Pulled, pull_queues
 from mm_assets.flows.queues import Message, Sqs
 from mm_assets.flows.workspace import Workspace
 from mm_assets.settings import SqsQueue
@@ -147,6 +148,29 @@ def test_poison_is_counted_and_removed(make_workspace: MakePlace, sqs: Any, queu
     assert totals["events_ignored_total", (("provider", "sqs"), ("why", "poison"))] == 3
 
 
+def test_large_message_is_no_poison(make_workspace: MakePlace, sqs: Any, queue: dict[str, str]) -> None:
+    """The limit of a pushed delivery is not that of a queue, whose messages nobody sends again; a bad record is left out."""
+    records = [json.loads(record(f"{n}.jpg"))["Records"][0] for n in range(51)] + [{"eventSource": 1}, None]
+    sqs.send_message(QueueUrl=queue["queue_url"], MessageBody=json.dumps({"Records": records}))
+    workspace = make_workspace(events={"sqs": [queue]}).open()
+    pulled = pull_queues(workspace)
+    assert (pulled.n_messages, pulled.n_new, pulled.n_ignored) == (1, 51, 2)
+    totals = workspace.ledger.meters.totals()
+    assert totals["events_ignored_total", (("provider", "sqs"), ("why", "malformed"))] == 2
+
+
+def test_queue_that_hangs_is_left_at_the_deadline(make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer is not waited for longer than the call has time."""
+    settings = {"sqs": [{"queue_url": "https://sqs.example/1/q", "region": "us-east-1"}]}
+    may_end = Event()
+    monkeypatch.setattr(Sqs, "receive", lambda _: may_end.wait(20))
+    started = time.monotonic()
+    pulled = pull_queues(make_workspace(events=settings).open(), deadline_s=0.2)
+    assert time.monotonic() - started < 5
+    assert "did not answer" in pulled.failures["https://sqs.example/1/q"]
+    may_end.set()
+
+
 def test_failing_queue_stops_no_other(make_workspace: MakePlace, sqs: Any, queue: dict[str, str]) -> None:
     """Its failure is told with the setting to look at."""
     sqs.send_message(QueueUrl=queue["queue_url"], MessageBody=record("a.jpg"))
@@ -169,7 +193,7 @@ def test_deadline_ends_a_pull(make_workspace: MakePlace, sqs: Any, queue: dict[s
 def test_no_region_is_a_failure_that_names_the_setting() -> None:
     """Not a stack trace of boto's."""
     with pytest.raises(ConfigError, match=r"events\.sqs"):
-        Sqs(SqsQueue(queue_url="https://sqs.example/1/q", profile="of-nobody"), 50).receive()
+        Sqs(SqsQueue(queue_url="https://sqs.example/1/q", profile="of-nobody")).receive()
 
 
 # -- R2 ----------------------------------------------------------------------------------------------------------
@@ -291,7 +315,10 @@ def b2_settings(url: str) -> dict[str, Any]:
 
 def test_suspended_rule_raises_an_alarm_and_clears_it(make_workspace: MakePlace) -> None:
     """The alarm names bucket, rule and reason, and goes when the rule is active again."""
-    rules = [{"name": "rule-one", "isSuspended": True, "suspensionReason": "timeout"}, {"name": "rule-two"}]
+    rules: list[dict[str, Any]] = [
+        {"name": "rule-one", "isSuspended": True, "suspensionReason": "timeout"},
+        {"name": "rule-two"},
+    ]
     url, asked = [""], list[tuple[str, str]]()
     with answering(b2_api(rules, url, asked)) as url[0]:
         workspace = make_workspace(**b2_settings(url[0])).open()
@@ -324,6 +351,24 @@ def test_api_that_fails_leaves_the_alarm(make_workspace: MakePlace, answer: Answ
     assert workspace.ledger.objects.scan("source").events_alarm == "suspended"
 
 
+def test_api_that_hangs_is_left_at_the_deadline(make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tick has a minute for everything; without time nothing is asked at all."""
+    may_end, asked = Event(), list[int]()
+
+    def hang(*_: object) -> None:
+        asked.append(1)
+        may_end.wait(20)
+
+    monkeypatch.setattr("mm_assets.flows.b2_rules._read_rules", hang)
+    workspace = make_workspace(**b2_settings("http://127.0.0.1:9")).open()
+    started = time.monotonic()
+    assert check_b2_rules(workspace, deadline_s=0.2) == {}
+    assert time.monotonic() - started < 5
+    assert check_b2_rules(workspace, deadline_s=0.0) == {}
+    assert asked == [1]
+    may_end.set()
+
+
 def test_nothing_is_asked_where_no_event_is_expected(make_workspace: MakePlace) -> None:
     """Without a secret of B2 no rule is meant for us, and calls cost."""
     with fault_server(Answer(500)) as server:
@@ -350,3 +395,26 @@ def test_sensor_fetches_and_asks_for_no_run(
     assert keys(place.open()) == ["a.jpg"]
     again = dg.build_sensor_context(instance=instance, cursor=tick.cursor, resources={"workspace": place.resource()})
     assert queued_events_sensor.evaluate_tick(again).cursor == tick.cursor
+
+
+def test_sensor_shares_its_time(
+    make_workspace: MakePlace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queues and rules together have forty seconds, however long the queues took."""
+    given: list[float] = []
+    now = time.monotonic()
+    monkeypatch.setattr("sensors.queued_events.time.monotonic", lambda: now + sum(given))
+
+    def pull(_: Workspace, deadline_s: float) -> Pulled:
+        given.append(deadline_s)
+        return Pulled()
+
+    def check(_: Workspace, deadline_s: float) -> dict[str, str | None]:
+        given.append(deadline_s)
+        return {}
+
+    monkeypatch.setattr("sensors.queued_events.pull_queues", pull)
+    monkeypatch.setattr("sensors.queued_events.check_b2_rules", check)
+    context = dg.build_sensor_context(instance=instance, resources={"workspace": make_workspace().resource()})
+    queued_events_sensor.evaluate_tick(context)
+    assert given == pytest.approx([25.0, 15.0])

@@ -1,5 +1,6 @@
 """A ledger that was lost is filled again from lake and sources: nothing is decoded, computed or published anew."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from places import Place
 from mm_assets.errors import ConfigError
 from mm_assets.extractors.base import Extractor
 from mm_assets.flows.discovery import discover
+from mm_assets.flows.locking import BusyError, held
 from mm_assets.flows.preparing import Preparer
 from mm_assets.flows.rebuilding import preview, rebuild
 from mm_assets.flows.refreshing import needs_refresh
 from mm_assets.flows.removing import erase, find_object
 from mm_assets.flows.verifying import find_differences
 from mm_assets.flows.workspace import Workspace
+from mm_assets.lake import Lake
+from mm_assets.ledger.catalog import PUBLISH_LOCK
 from mm_assets.ledger.restoring import RestoringBook
 
 Make = Callable[..., Place]
@@ -247,5 +251,75 @@ def test_the_preview_counts_and_writes_nothing(make_workspace: Make) -> None:
     assert found.n_versions == len(MEDIA)
     assert found.n_dead == 1
     assert found.n_generations == 5
-    assert workspace.ledger.restoring.is_empty()
-    assert workspace.ledger.removals.is_empty()
+    ledger = workspace.unbound_ledger
+    assert ledger.restoring.is_empty()
+    assert ledger.removals.is_empty()
+    assert ledger.bound_lake() is None
+
+
+def test_a_rebuild_that_has_to_wait_leaves_no_trace(make_workspace: Make) -> None:
+    """Only who holds the lock notes that a rebuild is under way, and notes its end."""
+    workspace = make_workspace().open()
+    with held(workspace, PUBLISH_LOCK), pytest.raises(BusyError):
+        rebuild(workspace)
+
+    assert not workspace.ledger.restoring.is_under_way()
+
+
+# -- which lake a ledger takes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", ["tables", "results"])
+def test_a_new_ledger_takes_no_lake_in_use(make_workspace: Make, left: str) -> None:
+    """Erased objects would come back, and rows of another ledger go; the message says what to do in either case."""
+    place = make_workspace("picture0.png")
+    ingest(place.open())
+    shutil.rmtree(place.lake / {"tables": "results", "results": "tables"}[left])
+    before = _files(place.lake)
+    place.write_settings(state=str(place.folder / "another"))
+
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"mm rebuild-ledger --yes.*another `lake\.uri`"):
+            discover(place.open(), "source")
+
+    assert _files(place.lake) == before
+
+
+def test_a_ledger_that_is_half_rebuilt_is_not_used(make_workspace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was erased may be missing in it, too; the rebuild goes on, and nothing else."""
+    place = make_workspace("picture0.png")
+    ingest(place.open())
+    place.lose_ledger()
+
+    def die(_: RestoringBook, __: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RestoringBook, "add_erased", die)
+        with pytest.raises(KeyboardInterrupt):
+            rebuild(place.open())
+    with pytest.raises(ConfigError, match="mm rebuild-ledger"):
+        discover(place.open(), "source")
+
+    rebuild(place.open())
+
+    assert not discover(place.open(), "source").alarm
+
+
+def test_processes_that_begin_at_once_agree_on_the_lake(make_workspace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both find no name, and both write the one that the ledger chose."""
+    place = make_workspace()
+    first, second = place.open(), place.open()
+    find_id = Lake.find_id
+
+    def overtaken(lake: Lake) -> str | None:
+        found = find_id(lake)
+        monkeypatch.setattr(Lake, "find_id", find_id)
+        second.bind()
+        return found
+
+    monkeypatch.setattr(Lake, "find_id", overtaken)
+    first.bind()
+
+    assert first.ledger.bound_lake() == first.lake.lake_id()
+    assert place.open().ledger.bound_lake() == first.lake.lake_id()

@@ -249,6 +249,27 @@ def _kill_at(monkeypatch: pytest.MonkeyPatch, point: str) -> None:
         monkeypatch.setattr("mm_assets.lake.Lake.write_shard", die)
 
 
+def test_a_build_that_is_current_again_stays(make_workspace: Make) -> None:
+    """Builds are named by what they are made of: one on a receipt that a kill left open may come back before the next."""
+    place = make_workspace(*PICTURES)
+    workspace = place.open()
+    ingest(workspace)
+    current = workspace.ledger.catalog.generations()["indexes/visual"]["generation"]
+    files = sorted((place.lake / "indexes" / "visual" / current).iterdir())
+    keys = [file.relative_to(place.lake).as_posix() for file in files]
+    old = place.lake / "indexes" / "visual" / "old" / "manifest.json"
+    old.parent.mkdir()
+    old.write_text("{}")
+    keys.append(old.relative_to(place.lake).as_posix())
+    receipts.intend(workspace, [receipts.Removal(None, "generation", key) for key in keys])
+
+    sweep(workspace)
+
+    assert sorted((place.lake / "indexes" / "visual" / current).iterdir()) == files
+    assert not old.exists()
+    assert [row["key"] for row in _receipts(workspace)] == keys[-1:]
+
+
 def test_a_version_that_returns_is_made_again(make_workspace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Back while its files are being removed: it keeps nothing that is not there, and its work is open again."""
     place = make_workspace(*PICTURES[:2])

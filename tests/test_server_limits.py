@@ -11,9 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -27,9 +29,10 @@ from mm_assets.errors import ConfigError, ServiceError
 from mm_assets.events.b2 import SIGNATURE_HEADER
 from mm_assets.events.verification import sign
 from mm_assets.flows.metrics import Sample
+from mm_assets.flows.receiving import Receiver
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import Ledger
-from mm_assets.server import running
+from mm_assets.server import health, running
 from mm_assets.server.access import check_address, is_loopback
 from mm_assets.server.health import render
 from mm_assets.settings import ServeSettings
@@ -100,6 +103,30 @@ def test_health_is_that_of_the_ledger(workspace: Workspace, client: Client, monk
     assert client.ask("GET", "/healthz").status == 503
 
 
+def test_health_asks_once_at_a_time(workspace: Workspace, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger that hangs costs one thread, however many ask; when it answers, so does the next probe."""
+    may_go, asked = threading.Event(), list[int]()
+
+    def hang(_: Ledger) -> None:
+        asked.append(1)
+        may_go.wait(20)
+
+    monkeypatch.setattr(health, "_ANSWER_WITHIN_S", 0.2)
+    monkeypatch.setattr(Ledger, "check", hang)
+    with ThreadPoolExecutor(20) as pool:
+        answers = [pool.submit(client.ask, "GET", "/healthz") for _ in range(20)]
+        assert {answer.result().status for answer in answers} == {503}
+    assert asked == [1]
+    may_go.set()
+    assert client.ask("GET", "/healthz").status == 200
+
+
+def test_health_is_that_of_the_writer(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that can store nothing says so to those who can start another."""
+    monkeypatch.setattr(Receiver, "is_alive", False)
+    assert client.ask("GET", "/healthz").status == 503
+
+
 def test_metrics_need_a_key_and_parse(client: Client) -> None:
     """Prometheus' own parser reads them, and they hold what was just received."""
     client.b2(upload_event("a.jpg"), upload_event("b.jpg", bucket="other"))
@@ -159,9 +186,62 @@ def test_broken_request_is_a_400(client: Client, request_bytes: bytes) -> None:
 
 def test_mute_connection_is_closed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who opens connections and says nothing does not keep them."""
-    monkeypatch.setattr(running, "_FIRST_REQUEST_WITHIN_S", 0.1)
+    monkeypatch.setattr(running, "_REQUEST_WITHIN_S", 0.1)
     with serving(workspace) as client:
         assert client.send(b"POST /events/b2 HTTP/1.1\r\n") == b""
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHos", b"200"),
+        (b"POST /events/b2 HTTP/1.1\r\nHost: x\r\nContent-Type: text/html\r\nContent-Length: 99\r\n\r\n{", b"415"),
+    ],
+    ids=["half a second request", "body that nobody reads"],
+)
+def test_answer_is_no_licence_to_stay(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, sent: bytes, status: bytes
+) -> None:
+    """After an answer the next request has its time, and what is left of a body less."""
+    monkeypatch.setattr(running, "_REQUEST_WITHIN_S", 0.3)
+    monkeypatch.setattr(running, "_REST_WITHIN_S", 0.1)
+    with serving(workspace) as client:
+        started = time.monotonic()
+        assert client.send(sent).startswith(b"HTTP/1.1 " + status)
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(("is_read", "n_aborted"), [(True, 0), (False, 1)])
+def test_answer_that_nobody_reads_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, *, is_read: bool, n_aborted: int
+) -> None:
+    """Who asks and never listens does not keep the connection; who listens is answered to the end."""
+    monkeypatch.setattr(running._PatientNoMore, "_wait", lambda *_: None)
+    protocol = object.__new__(running._PatientNoMore)
+    protocol.cycle, protocol.flow, protocol.transport = (
+        Mock(response_complete=False),
+        Mock(write_paused=not is_read),
+        Mock(),
+    )
+    protocol._close_if_idle()
+    assert protocol.transport.abort.call_count == n_aborted
+
+
+def test_connection_that_is_used_is_kept(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests in their time may go on for ever, and one that is being answered is not cut off."""
+    monkeypatch.setattr(running, "_REQUEST_WITHIN_S", 0.4)
+    monkeypatch.setattr(Ledger, "check", lambda _: time.sleep(0.2))
+    with serving(workspace) as client:
+        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=20)
+        connection.connect()
+        used = connection.sock
+        for _ in range(4):
+            connection.request("GET", "/healthz")
+            with connection.getresponse() as answer:
+                assert (answer.status, answer.read()) == (200, b'{"status":"ok"}')
+            time.sleep(0.1)
+        assert connection.sock is used
+        connection.close()
 
 
 def test_slow_body_is_given_up(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,9 +280,9 @@ def test_too_many_connections_are_a_503(workspace: Workspace, monkeypatch: pytes
 
 
 @contextmanager
-def served(place: Place) -> Iterator[tuple[subprocess.Popen[str], int, list[str]]]:
+def served(place: Place, patch: str = "") -> Iterator[tuple[subprocess.Popen[str], int, list[str]]]:
     """Run ``mm serve`` on a free port; yields the process, the port, and what it said first."""
-    command = [sys.executable, "-c", "from mm_assets.cli import main; main()", "serve", "--port", "0"]
+    command = [sys.executable, "-c", f"{patch}\nfrom mm_assets.cli import main; main()", "serve", "--port", "0"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     config = ["--config", str(place.config_file)]
     with subprocess.Popen([*command, *config], stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -250,6 +330,47 @@ def test_end_is_in_good_order(place: Place, number: signal.Signals) -> None:
         assert process.wait(10) == 0
         assert time.monotonic() - started < 10
     assert place.open().ledger.inbox.depth() == 1
+
+
+HANGING = """
+import time
+from mm_assets.server import running, uploads
+uploads.store_upload = lambda *_: (print("hangs", flush=True), time.sleep(60))
+running._END_WITHIN_S, running._END_AT_LATEST_S = 1, 2.0
+"""
+
+
+def test_end_waits_for_no_store(place: Place) -> None:
+    """An upload into a store that does not answer holds up no end; what is left of it goes with the next upload."""
+    settings = yaml.safe_load(place.config_file.read_text(encoding="utf-8"))
+    settings["sources"][0]["uploads"] = True
+    place.config_file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    with served(place, HANGING) as (process, port, _), socket.create_connection(("127.0.0.1", port)) as connection:
+        head = f"POST /objects/source/a.jpg HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\n"
+        connection.sendall(f"{head}Content-Length: 4\r\n\r\nbody".encode())
+        assert process.stdout is not None
+        while "hangs" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(8) == 0
+
+
+EARLY = """
+import signal
+from mm_assets.server import running
+serve = running._PunctualServer.run
+def serve_after_a_signal(self, **options):
+    signal.raise_signal(signal.SIGTERM)
+    serve(self, **options)
+running._PunctualServer.run = serve_after_a_signal
+running._END_AT_LATEST_S = 30.0
+"""
+
+
+def test_signal_before_the_server_listens_ends_it(place: Place) -> None:
+    """Nobody sends it twice."""
+    with served(place, EARLY) as (process, _, _):
+        assert process.wait(8) == 0
 
 
 def test_kill_after_the_answer_loses_nothing(place: Place) -> None:

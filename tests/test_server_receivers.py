@@ -116,6 +116,15 @@ def test_wrong_token_is_refused(client: Client, path: str, header: dict[str, str
     assert answer.headers["www-authenticate"].startswith("Basic")
 
 
+@pytest.mark.parametrize("path", ["/events/tigris", "/events/s3"])
+def test_token_is_looked_at_before_the_body(client: Client, path: str) -> None:
+    """A stranger's body is not waited for."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    started = time.monotonic()
+    assert b" 401 " in client.send(f"{head}Content-Length: 9\r\n\r\n{{".encode()).partition(b"\r\n")[0]
+    assert time.monotonic() - started < 5
+
+
 @pytest.mark.parametrize("path", ["/events/b2", "/events/tigris", "/events/s3"])
 def test_receiver_without_a_secret_is_off(make_workspace: Callable[..., Place], path: str) -> None:
     """It says which setting is missing, whatever is sent."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from places import Place
 from replay_events import Outcome, Plan, list_objects, main, make_plan, send
+from s3_server import Answer, fault_server
 from server_driver import ALL_ON, B2_SECRET, serving
 
 from mm_assets.errors import ServiceError
@@ -101,6 +102,14 @@ def test_wrong_secret_is_a_refusal(make_workspace: Callable[..., Place]) -> None
         plan = Plan([(0.0, 1, b'{"events": []}')], 1, 0, 0)
         outcome: Outcome = send(plan, f"http://127.0.0.1:{client.port}/events/b2", "wrong" * 5, 1)
     assert outcome.n_refused == 1
+
+
+def test_date_in_retry_after_is_read() -> None:
+    """A proxy may answer with an HTTP date, long past here: the delivery is sent again, and counted."""
+    date = Answer(503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})
+    with fault_server(date, Answer(200)) as server:
+        outcome = send(Plan([(0.0, 3, b"{}")], 3, 0, 0), server.url, "s" * 20, 1)
+    assert (outcome.n_accepted, outcome.n_refused, outcome.n_resent) == (3, 0, 1)
 
 
 def test_repeatable() -> None:

@@ -1,6 +1,8 @@
 """Direct uploads and their tasks: what goes in is tracked like any object, and nothing else can be written."""
 
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,8 +13,10 @@ from places import Place
 from s3_server import make_client, moto_server
 from server_driver import ALL_ON, Client, serving
 
+from mm_assets.errors import ServiceError
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.workspace import Workspace
+from mm_assets.server import uploads
 
 # Keys that a path mangles easily; a bucket holds each of them.
 HOSTILE_KEYS = (
@@ -169,6 +173,75 @@ def test_chunks_beyond_the_limit_are_cut_off(workspace: Workspace, client: Clien
 def test_unknown_source_is_refused(client: Client, source: str, status: int) -> None:
     """There is nothing to guess."""
     assert client.with_key("POST", f"/objects/{source}/a.jpg", b"x" * 20).status == status
+
+
+def test_first_part_of_the_path_is_meant(client: Client, workspace: Workspace) -> None:
+    """An escaped slash there would make another place of it than the one that a proxy before us sees."""
+    for path in ("/objects%2Fother/source/a.jpg", "/objects%2Fsource/a.jpg", "/%6Fbjects/source/a.jpg"):
+        assert client.with_key("POST", path, b"x" * 20).status == 404
+    assert not workspace.sources["source"].list_page().objects
+
+
+def test_store_that_refuses_tells_nothing_of_itself(client: Client, tmp_path: Path) -> None:
+    """The caller learns that the key cannot be held, not where the source lies."""
+    answer = client.with_key("POST", "/objects/source/../outside", b"x" * 20)
+    assert answer.status == 400
+    assert str(tmp_path) not in answer.json()["detail"]
+
+
+def test_room_for_bodies_is_bounded() -> None:
+    """So many at once and so many bytes; one alone always, since it would never be taken otherwise."""
+    room = uploads._Room()
+    with room.taken(uploads._HELD_BYTES + 1), pytest.raises(ServiceError), room.taken(1):
+        pass
+    with ExitStack() as held:
+        for _ in range(uploads._AT_ONCE):
+            held.enter_context(room.taken(uploads._HELD_BYTES // uploads._AT_ONCE))
+        with pytest.raises(ServiceError), room.taken(0):
+            pass
+    with room.taken(uploads._HELD_BYTES), pytest.raises(ServiceError), room.taken(1):
+        pass
+
+
+def test_room_is_asked_for_by_the_promised_length(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a length the most that the source takes is set aside."""
+    given: list[int] = []
+
+    def note(_: uploads._Room, n_bytes: int) -> nullcontext[None]:
+        given.append(n_bytes)
+        return nullcontext()
+
+    monkeypatch.setattr(uploads._Room, "taken", note)
+    for body in (b"x" * 20, iter([b"x" * 20])):
+        assert client.with_key("POST", "/objects/source/a.bin", body).status == 201
+    assert given == [20, 5_000_000]
+
+
+def test_upload_that_drips_gives_its_place_back(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then is no upload."""
+    monkeypatch.setattr("mm_assets.server.reading._STALLED_AFTER_S", 0.3)
+
+    def drip() -> Iterator[bytes]:
+        for _ in range(60):
+            time.sleep(0.1)
+            yield b"x"
+
+    with serving(workspace) as client:
+        started = time.monotonic()
+        with suppress(ConnectionError):  # closed while more was being sent
+            assert client.with_key("POST", "/objects/source/a.bin", drip()).status == 408
+        assert time.monotonic() - started < 4
+
+
+def test_body_of_a_dead_server_is_removed(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an upload left behind that was killed takes no room for ever."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    left = tmp_path / "scratch" / "mm_assets-scratch-dead"
+    left.mkdir(parents=True)
+    (left / "body.bin").write_bytes(b"x")
+    monkeypatch.setattr("mm_assets.flows.scratch._YOUNG_S", -1.0)
+    assert client.with_key("POST", "/objects/source/a.bin", b"x" * 20).status == 201
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_source_must_allow_uploads(make_workspace: Callable[..., Place]) -> None:

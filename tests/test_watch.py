@@ -253,6 +253,17 @@ def test_failing_chore_is_told_once_and_tried_again_later_and_later(monkeypatch:
     assert waits == [60, 60, 60, 60, 80, 60]
 
 
+def test_unexpected_error_of_a_chore_is_told_with_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug in one chore ends neither the watch nor the chore."""
+    clock, told, values = Clock(monkeypatch), Told(), iter([{}, {"name": False}])
+    chore = watching.Chore("listing a", lambda: next(values)["name"], 60.0, told)
+    assert not chore.do_if_due()
+    clock.now += 60
+    assert not chore.do_if_due()
+    assert [what for what, _ in told.said] == ["failed", "recovered"]
+    assert "KeyError: 'name'" in told.said[0][1]
+
+
 def test_chore_that_has_more_to_do_goes_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass in several parts does not wait the interval between its parts."""
     Clock(monkeypatch)

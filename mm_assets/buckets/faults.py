@@ -5,8 +5,9 @@ Put here: the one table from botocore's errors to ours. Keep out: trying again, 
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -34,6 +35,8 @@ _BROKEN_EXCHANGES = (
     IncompleteReadError,
     ResponseParserError,
 )
+# What botocore lets through where a header or an element says nonsense: a date that is none, a number out of range.
+_NONSENSE = (KeyError, OverflowError, RuntimeError, ValueError)
 _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
 _TRANSIENT_CODES = {
     "BadDigest",  # the body was damaged on its way
@@ -97,6 +100,20 @@ def translated(doing: str) -> Iterator[None]:
     except BotoCoreError as error:  # keys, profiles, regions: all of it is configuration
         msg = f"{doing}: {error}; check the location's settings"
         raise ConfigError(msg) from error
+    except RecursionError as error:  # botocore asks where the bucket lies, is sent elsewhere again, asks again
+        msg = f"{doing}: sent elsewhere again and again; {_REGION}"
+        raise ConfigError(msg) from error
+    except _NONSENSE as error:
+        msg = f"{doing}: the answer cannot be read ({type(error).__name__}: {error!s:.300})"
+        raise TransientError(msg) from error
+
+
+def told(answer: Mapping[str, Any], name: str) -> Any:
+    """Return what an answer must say; raises TransientError where it does not."""
+    if name not in answer:
+        msg = f"the answer has no {name}; is a proxy answering for the service?"
+        raise TransientError(msg)
+    return answer[name]
 
 
 def next_midnight(now: float) -> float:

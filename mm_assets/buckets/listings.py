@@ -9,7 +9,7 @@ Put here: reading and mending raw listing bodies. Keep out: requests.
 """
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 from xml.parsers import expat
@@ -31,6 +31,7 @@ _REFERENCE = re.compile(r"&(?:#x([0-9a-fA-F]{1,6})|#(\d{1,7})|(amp|lt|gt|quot|ap
 _NAMED = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
 # A wildcard where the service's name stands: botocore calls these before its own handlers, which parse the body.
 _EVENT = "before-parse.*."
+_MAX_BYTES = 2**63 - 1
 
 
 class UnreadableListingError(Exception):
@@ -58,6 +59,7 @@ def register(client: "S3Client") -> None:
     events = client.meta.events
     events.register(f"{_EVENT}ListObjectsV2", _read_listing, unique_id="mm_assets.read_listing")
     events.register(f"{_EVENT}ListObjectVersions", _mend_versions, unique_id="mm_assets.mend_versions")
+    events.register(f"{_EVENT}GetBucketVersioning", _doubt_versioning, unique_id="mm_assets.doubt_versioning")
 
 
 def to_timestamp(text: str) -> datetime:
@@ -67,7 +69,21 @@ def to_timestamp(text: str) -> datetime:
     """
     if text[:4].isdigit() and text.endswith("Z"):
         return datetime.fromisoformat(text)
-    return parse_timestamp(text)
+    return as_utc(parse_timestamp(text))
+
+
+def as_utc(moment: datetime) -> datetime:
+    """Take a moment without a zone for one in UTC, in which services speak."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def to_size(size: str | int) -> int:
+    """Return a size in bytes; raises ValueError where no object can be of that size (0 … 2⁶³ - 1)."""
+    n_bytes = int(size)
+    if not 0 <= n_bytes <= _MAX_BYTES:
+        msg = f"no object has {size} bytes"
+        raise ValueError(msg)
+    return n_bytes
 
 
 def _read_listing(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
@@ -77,7 +93,7 @@ def _read_listing(response_dict: dict[str, Any], customized_response_dict: dict[
         return
     try:
         entries, body = _read(body)
-    except (expat.ExpatError, KeyError, ValueError) as error:
+    except (expat.ExpatError, KeyError, OverflowError, RuntimeError, ValueError) as error:
         raise UnreadableListingError(_last_key(body)) from error
     rest = _without_entries(body)
     if _URL_ENCODED.search(rest):
@@ -97,6 +113,12 @@ def _mend_versions(response_dict: dict[str, Any], **_: object) -> None:
         response_dict["body"] = _read(body)[1]
     except expat.ExpatError as error:
         raise UnreadableListingError(_last_key(body)) from error
+
+
+def _doubt_versioning(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
+    """Let no other answer pass for one that names no status, which means that the bucket never kept versions."""
+    if response_dict["status_code"] == 200 and b"<VersioningConfiguration" not in response_dict["body"]:
+        customized_response_dict["Status"] = "unknown"
 
 
 def _read(body: bytes) -> tuple[list[dict[str, Any]], bytes]:
@@ -148,7 +170,7 @@ def _entry(fields: dict[str, str]) -> dict[str, Any]:
     return {
         "Key": fields["Key"],
         "ETag": fields["ETag"],
-        "Size": int(fields["Size"]),
+        "Size": to_size(fields["Size"]),
         "LastModified": to_timestamp(fields["LastModified"]),
     }
 

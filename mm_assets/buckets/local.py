@@ -35,6 +35,7 @@ from mm_assets.identity import normalize_etag, short_hash
 STAGING_FOLDER = ".mm_assets_tmp"
 _STALE_STAGING_S = 86_400
 _MAX_RENAMES = 100
+_FIRST_MOMENT, _LAST_MOMENT = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}  # the last one: a socket
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _INEXPRESSIBLE = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}
@@ -283,7 +284,15 @@ def _etag(found: os.stat_result) -> str:
 
 
 def _to_stored(key: str, found: os.stat_result) -> StoredObject:
-    return StoredObject(key, _etag(found), found.st_size, datetime.fromtimestamp(found.st_mtime_ns / 1e9, tz=UTC))
+    return StoredObject(key, _etag(found), found.st_size, to_moment(found.st_mtime_ns))
+
+
+def to_moment(ns: int) -> datetime:
+    """Return the moment so many nanoseconds after the epoch; file systems go beyond the years 1 to 9999, dates do not."""
+    try:
+        return datetime.fromtimestamp(ns / 1e9, tz=UTC)
+    except (OverflowError, ValueError):
+        return _LAST_MOMENT if ns > 0 else _FIRST_MOMENT
 
 
 def _changed(uri: str) -> ObjectChangedError:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_assets.buckets.base import ObjectNotFoundError
-from mm_assets.buckets.listings import StuckListingError
+from mm_assets.buckets.faults import told
+from mm_assets.buckets.listings import StuckListingError, as_utc
 from mm_assets.buckets.requests import Requests
 from mm_assets.buckets.retry import TransientError
 from mm_assets.errors import MmAssetsError
@@ -58,9 +59,9 @@ def verified_etag(requests: Requests, key: str, n_bytes: int, other_than: str | 
     except ObjectNotFoundError as error:
         msg = f"{error}, though it was just written"
         raise TransientError(msg) from error
-    etag = normalize_etag(found["ETag"])
-    if found["ContentLength"] != n_bytes or etag == other_than:
-        msg = f"{requests.uri}: after an upload of {n_bytes} bytes another object of {found['ContentLength']} is there"
+    etag, n_found = normalize_etag(told(found, "ETag")), told(found, "ContentLength")
+    if n_found != n_bytes or etag == other_than:
+        msg = f"{requests.uri}: after an upload of {n_bytes} bytes another object of {n_found} is there"
         raise TransientError(msg)
     return etag
 
@@ -75,8 +76,9 @@ def abort_stale(requests: Requests, older_than_s: float) -> int:
         except ObjectNotFoundError:  # how rclone says that there are none
             return n_aborted
         for upload in page.get("Uploads", []):
-            if upload["Key"].startswith(requests.prefix) and upload["Initiated"] < before:
-                _abort(requests, upload["Key"].removeprefix(requests.prefix), upload["UploadId"])
+            key = told(upload, "Key")
+            if key.startswith(requests.prefix) and as_utc(told(upload, "Initiated")) < before:
+                _abort(requests, key.removeprefix(requests.prefix), told(upload, "UploadId"))
                 n_aborted += 1
         following = {"KeyMarker": page.get("NextKeyMarker", ""), "UploadIdMarker": page.get("NextUploadIdMarker", "")}
         if not page.get("IsTruncated"):
@@ -88,7 +90,8 @@ def abort_stale(requests: Requests, older_than_s: float) -> int:
 
 def _upload(requests: Requests, key: str, file: Path, encryption: dict[str, Any]) -> str:
     etag_before = _etag(requests, key)
-    upload_id = requests.call(requests.client.create_multipart_upload, key, **encryption)["UploadId"]
+    begun = requests.call(requests.client.create_multipart_upload, key, **encryption)
+    upload_id = told(begun, "UploadId")
     try:
         parts = _send_parts(requests, key, upload_id, file)
         is_told = _complete(requests, key, upload_id, parts)
@@ -109,8 +112,12 @@ def _send_parts(requests: Requests, key: str, upload_id: str, file: Path) -> "li
             data = source.read(size)
         md5 = encode_md5(hashlib.md5(data, usedforsecurity=False))
         place: dict[str, Any] = {"UploadId": upload_id, "PartNumber": number + 1}
-        sent = requests.call(requests.client.upload_part, key, Body=data, ContentMD5=md5, **place)
-        return {"PartNumber": number + 1, "ETag": sent["ETag"]}
+        try:
+            sent = requests.call(requests.client.upload_part, key, Body=data, ContentMD5=md5, **place)
+        except ObjectNotFoundError as error:
+            msg = f"{error}; the upload vanished and is begun anew"
+            raise TransientError(msg) from error
+        return {"PartNumber": number + 1, "ETag": told(sent, "ETag")}
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(send, range(-(-n_bytes // size))))
@@ -128,11 +135,13 @@ def _complete(requests: Requests, key: str, upload_id: str, parts: "list[Complet
 
 def _etag(requests: Requests, key: str) -> str | None:
     with suppress(ObjectNotFoundError):
-        return normalize_etag(requests.call(requests.client.head_object, key)["ETag"])
+        return normalize_etag(told(requests.call(requests.client.head_object, key), "ETag"))
     return None
 
 
 def _abort(requests: Requests, key: str, upload_id: str) -> None:
     with suppress(ObjectNotFoundError):
         abort = requests.client.abort_multipart_upload
-        requests.call(abort, key, UploadId=upload_id, retry=requests.within(_ABORT_BUDGET_S))
+        place: dict[str, Any] = {"Bucket": requests.bucket, "Key": requests.prefix + key, "UploadId": upload_id}
+        retry = requests.within(_ABORT_BUDGET_S)
+        requests.run(abort.__name__, key, lambda: abort(**place), retry, is_urgent=True)

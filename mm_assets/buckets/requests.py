@@ -41,12 +41,23 @@ class Requests:
         self._sleep = retry.sleep
         self.retry = dataclasses.replace(retry, sleep=self._pause)
 
-    def run(self, operation: str, key: str | None, attempt: Callable[[], T], retry: Retry | None = None) -> T:
-        """Run one request, and what reads its answer, until it succeeds or the budget is used up."""
+    def run(
+        self,
+        operation: str,
+        key: str | None,
+        attempt: Callable[[], T],
+        retry: Retry | None = None,
+        *,
+        is_urgent: bool = False,
+    ) -> T:
+        """Run one request, and what reads its answer, until it succeeds or the budget is used up.
+
+        With ``is_urgent`` it is sent although the bucket's breaker is open.
+        """
         what = self._where if key is None else f"{key!r:.300} in {self._where}"
 
         def admitted() -> T:
-            with self._lane.request(operation), translated(f"{operation} {what}"):
+            with self._lane.request(operation, is_urgent=is_urgent), translated(f"{operation} {what}"):
                 return attempt()
 
         return (retry or self.retry).run(admitted)

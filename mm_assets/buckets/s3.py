@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mm_assets.buckets.base import Download, ObjectChangedError, ObjectNotFoundError, Page, StoredObject
 from mm_assets.buckets.bodies import Body
-from mm_assets.buckets.faults import SilentRefusalError
-from mm_assets.buckets.listings import StuckListingError, UnreadableListingError, register
+from mm_assets.buckets.faults import SilentRefusalError, told
+from mm_assets.buckets.listings import StuckListingError, UnreadableListingError, as_utc, register, to_size
 from mm_assets.buckets.multipart import abort_stale, encode_md5, upload_in_parts, verified_etag
 from mm_assets.buckets.requests import Requests
 from mm_assets.buckets.retry import RetriesExhaustedError, Retry, TransientError
@@ -55,11 +55,11 @@ class Limits:
     Attributes
     ----------
     max_put_bytes : larger files go up in parts; Backblaze B2 counts 5 GB, Amazon 5 GiB
-    stall_bytes, stall_s : fewer bytes of a body than this in so many seconds: another connection is tried
+    stall_bytes, stall_s : fewer bytes of a body than this in so many seconds (1 KiB/s): another connection is tried
     """
 
     max_put_bytes: int = 5_000_000_000
-    stall_bytes: int = 1_024
+    stall_bytes: int = 30 * 1_024
     stall_s: float = 30.0
 
 
@@ -109,8 +109,8 @@ class S3Store:
                 self._list_once("", 1, {}, quick)
             if writes:
                 begun = call(client.create_multipart_upload, _CHECK_KEY, retry=quick, **self._encryption)
-                call(client.abort_multipart_upload, _CHECK_KEY, retry=quick, UploadId=begun["UploadId"])
-        except RetriesExhaustedError as error:
+                call(client.abort_multipart_upload, _CHECK_KEY, retry=quick, UploadId=told(begun, "UploadId"))
+        except (RetriesExhaustedError, TransientError) as error:
             msg = f"{error}. Check endpoint_url and the network"
             raise ConfigError(msg) from error
 
@@ -314,9 +314,5 @@ def _to_stored(entry: "ObjectTypeDef", prefix: str) -> StoredObject:
 def _to_described(key: str, answer: "HeadObjectOutputTypeDef | GetObjectOutputTypeDef") -> StoredObject:
     version_id = answer.get("VersionId", "")
     version_id = "" if version_id == "null" else version_id  # what S3 calls objects from before versioning
-    try:
-        etag, n_bytes, modified_at = answer["ETag"], answer["ContentLength"], answer["LastModified"]
-    except KeyError as missing:
-        msg = f"the answer for {key!r:.300} has no {missing}; is a proxy answering for the service?"
-        raise TransientError(msg) from missing
-    return StoredObject(key, normalize_etag(etag), n_bytes, modified_at, version_id)
+    etag, n_bytes = told(answer, "ETag"), to_size(told(answer, "ContentLength"))
+    return StoredObject(key, normalize_etag(etag), n_bytes, as_utc(told(answer, "LastModified")), version_id)

@@ -19,7 +19,8 @@ from mm_assets.buckets.retry import TransientError
 
 MAX_RATE = 1_000.0  # requests/s; about what one process can send at all
 MIN_RATE = 1.0
-OPEN_AFTER = 20  # failures in a row
+OPEN_AFTER = 20  # failures in a row ...
+OPEN_AFTER_S = 10.0  # ... over this time at least: sixteen threads fail twenty times within a blip
 PROBE_EVERY_S = 30.0
 _GROWTH = 1.05  # per second
 _ONE_SIGNAL_S = 1.0
@@ -75,15 +76,19 @@ class Lane:
         self._traffic, self._name, self._pace, self._breaker = traffic, name, pace, breaker
 
     @contextmanager
-    def request(self, operation: str) -> Iterator[None]:
+    def request(self, operation: str, *, is_urgent: bool = False) -> Iterator[None]:
         """Wait until one request may be sent, and learn from how it ends.
+
+        Parameters
+        ----------
+        is_urgent : sent although the breaker is open: cleaning up has no later time
 
         Raises
         ------
         BreakerOpenError
             The bucket failed many times in a row; at once, before anything is sent.
         """
-        self._enter()
+        self._enter(is_urgent=is_urgent)
         try:
             yield
         except Exception as error:
@@ -96,10 +101,11 @@ class Lane:
         with self._traffic.lock:
             self._traffic.count("store_wait_seconds_total", seconds, alias=self._name)
 
-    def _enter(self) -> None:
+    def _enter(self, *, is_urgent: bool) -> None:
         with self._traffic.lock:
             now = self._traffic.clock()
-            self._breaker.admit(now)
+            if not is_urgent:
+                self._breaker.admit(now)
             wait_s = self._pace.take(now)
         if wait_s:
             self.waited(wait_s)
@@ -151,16 +157,17 @@ class _Pace:
 
 
 class _Breaker:
-    """Opens after failures in a row; then one request each half minute finds out whether the bucket answers again."""
+    """Opens after failures in a row that last; then one request each half minute finds out whether it answers again."""
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._n_failed = 0
-        self._probe_at = 0.0
+        self._failing_since = self._probe_at = 0.0
+        self._is_open = False
 
     def admit(self, now: float) -> None:
         """Let a request through or raise BreakerOpenError."""
-        if self._n_failed < OPEN_AFTER:
+        if not self._is_open:
             return
         if now < self._probe_at:
             msg = (
@@ -172,10 +179,15 @@ class _Breaker:
 
     def learn(self, now: float, *, is_failure: bool) -> bool:
         """Note how a request ended; returns whether the breaker opened by it."""
-        self._n_failed = self._n_failed + 1 if is_failure else 0
-        opens = self._n_failed == OPEN_AFTER
+        if not is_failure:
+            self._n_failed, self._is_open = 0, False
+            return False
+        self._failing_since = self._failing_since if self._n_failed else now
+        self._n_failed += 1
+        lasts = self._n_failed >= OPEN_AFTER and now - self._failing_since >= OPEN_AFTER_S
+        opens = lasts and not self._is_open
         if opens:
-            self._probe_at = now + PROBE_EVERY_S
+            self._is_open, self._probe_at = True, now + PROBE_EVERY_S
         return opens
 
 

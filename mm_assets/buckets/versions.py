@@ -3,17 +3,15 @@
 Put here: finding and removing all versions of one key. Keep out: listings of what is visible.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mm_assets.buckets.base import ObjectNotFoundError
+from mm_assets.buckets.faults import told
 from mm_assets.buckets.listings import StuckListingError, UnreadableListingError
 from mm_assets.buckets.requests import Requests
 from mm_assets.errors import ConfigError
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import ListObjectVersionsOutputTypeDef
 
 
 def erase_versions(requests: Requests, key: str, *, keep_current: bool = False) -> bool:
@@ -24,17 +22,25 @@ def erase_versions(requests: Requests, key: str, *, keep_current: bool = False) 
     Returns True when none is left. False: the service cannot list or delete versions and does not say that it keeps
     none, so old bytes may remain.
     """
-    client = requests.client
-    try:
+    delete = requests.client.delete_object
+    with suppress(ConfigError, ObjectNotFoundError, UnreadableListingError):
         for version_id in _version_ids(requests, key, keep_current=keep_current):
             with suppress(ObjectNotFoundError):
-                requests.call(client.delete_object, key, VersionId=version_id)
-    except (ConfigError, UnreadableListingError):
+                requests.call(delete, key, VersionId=version_id)
+        if keep_current or not _is_there(requests, key):
+            return True
+    if not keep_current:
         with suppress(ObjectNotFoundError):
-            if not keep_current:
-                requests.call(client.delete_object, key)
-        return _keeps_none(requests)
-    return True
+            requests.call(delete, key)
+    return _keeps_none(requests)
+
+
+def _is_there(requests: Requests, key: str) -> bool:
+    """Whether the object can still be seen, whatever the list of versions said."""
+    with suppress(ObjectNotFoundError):
+        requests.call(requests.client.head_object, key)
+        return True
+    return False
 
 
 def _version_ids(requests: Requests, key: str, *, keep_current: bool) -> Iterator[str]:
@@ -42,9 +48,9 @@ def _version_ids(requests: Requests, key: str, *, keep_current: bool) -> Iterato
     name, marker = requests.prefix + key, dict[str, Any]()
     while True:
         page = requests.call(requests.client.list_object_versions, None, Prefix=name, **marker)
-        _refuse_other_answers(requests, page)
+        _refuse_other_answers(requests, page, name)
         for version in (*page.get("Versions", []), *page.get("DeleteMarkers", [])):
-            if version["Key"] == name and not (keep_current and version["IsLatest"]):
+            if version["Key"] == name and not (keep_current and told(version, "IsLatest")):
                 yield version["VersionId"]
         # Longer keys that start with this one come after all of its versions.
         if not page.get("IsTruncated") or page.get("NextKeyMarker") != name:
@@ -55,9 +61,15 @@ def _version_ids(requests: Requests, key: str, *, keep_current: bool) -> Iterato
         marker = following
 
 
-def _refuse_other_answers(requests: Requests, page: "ListObjectVersionsOutputTypeDef") -> None:
-    """See that it is a list of versions: a plain listing, as some servers give, parses as one without versions."""
-    if "KeyMarker" not in page:
+def _refuse_other_answers(requests: Requests, page: Mapping[str, Any], name: str) -> None:
+    """See that it is a list of the versions that were asked for.
+
+    A plain listing, as some servers give, parses as one without versions; keys in an encoding that is not undone, or
+    without the prefix that was asked for, would not be found; a version without an id cannot be deleted.
+    """
+    entries = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+    are_whole = all(entry.get("Key", "").startswith(name) and entry.get("VersionId") for entry in entries)
+    if "KeyMarker" not in page or not are_whole:
         msg = f"{requests.uri}: the service does not list versions"
         raise ConfigError(msg)
 

@@ -242,13 +242,14 @@ def _sandbox(settings: Settings) -> Iterator[Finding]:
     """Decode a small picture in the guarded child, as an ingest does."""
     from PIL import Image
 
+    from mm_assets.flows.scratch import scratch
     from mm_assets.media.guard import MediaWorker
 
-    with tempfile.TemporaryDirectory(prefix="mm_assets-") as scratch:
-        file = Path(scratch) / "picture.bin"
+    with scratch() as folder:
+        file = folder / "picture.bin"
         Image.new("RGB", (64, 64), "white").save(file, "PNG")
         with MediaWorker(settings.media) as worker:
-            worker.decode(file, Path(scratch) / "out")
+            worker.decode(file, folder / "out")
             if worker.is_isolated:
                 yield Finding("ok", "sandbox", "media are decoded in a child process with limits and without network")
                 return

@@ -148,6 +148,10 @@ class Runner:
         return build_defs(WorkspaceResource(config_file=str(self._config_file) if self._config_file else ""))
 
     @property
+    def _aliases(self) -> list[str]:
+        return [source.alias for source in self._workspace.settings.sources]
+
+    @property
     def failed_runs(self) -> Mapping[str, str]:
         """Ids of the runs that failed, with their error."""
         return self._summary.failed_runs
@@ -181,7 +185,7 @@ class Runner:
         planned = [(job, b) for job, bs in plan_batches(self._workspace, limit=limit).items() for b in bs]
         n_before = self._summary.n_processed
         try:
-            total = n_before + work.n_waiting(dict(self._workspace.recipes)) if planned else 0
+            total = n_before + work.n_waiting(dict(self._workspace.recipes), self._aliases) if planned else 0
             for job, batch in planned:
                 if objects := work.objects_of(batch.batch_id):  # none where all were overwritten or deleted since
                     self._run_batch(job, batch, objects, total)
@@ -238,7 +242,7 @@ class Runner:
         """Count what there is now."""
         ledger, recipes = self._workspace.ledger, dict(self._workspace.recipes)
         self._summary.counts = ledger.work.counts(recipes) if recipes else {}
-        self._summary.n_waiting = ledger.work.n_waiting(recipes) if recipes else 0
+        self._summary.n_waiting = ledger.work.n_waiting(recipes, self._aliases) if recipes else 0
         for (table, _), file in ledger.catalog.shard_files().items():
             self._summary.n_rows[table] = self._summary.n_rows.get(table, 0) + file.n_rows
         self._summary.seconds = time.monotonic() - started

@@ -6,6 +6,7 @@ how it is printed.
 A batch that runs holds up the rest; events wait in the inbox meanwhile, and nothing is lost by waiting.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -31,6 +32,7 @@ _PULL_EVERY_S = 15.0
 _REFRESH_EVERY_S = 30.0  # counting what changed reads an index for as long as there is much of it
 _SHARE_S = 30.0  # of one source or queue, before it is another's turn
 _WAIT_S, _MAX_WAIT_S = 5.0, 300.0
+_LOG = logging.getLogger(__name__)
 
 
 class Say(Protocol):
@@ -100,6 +102,10 @@ class Chore:
             has_more = self._do()
         except MmAssetsError as error:
             self._fail(str(error))
+            return False
+        except Exception as error:  # noqa: BLE001  a fault of ours in one chore does not end the others
+            _LOG.exception("%s failed unexpectedly", self._name)
+            self._fail(f"{type(error).__name__}: {error}")
             return False
         if self._n_failed:
             self._say("recovered", f"{self._name}: works again")

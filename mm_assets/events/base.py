@@ -3,8 +3,8 @@
 Put here: the event, the delivery, reading JSON and its fields with a typed error for each way they can be wrong.
 Keep out: what one provider calls its fields and how it encodes keys, which is that provider's module.
 
-A delivery whose form is wrong is refused whole, with a status for the sender. An event of a right form that is of no
-use (a test, an unknown type, a key that nothing can hold) is left out and counted: the others of its batch are good.
+A delivery whose form is wrong is refused whole, with a status for the sender. An event that is of no use (a test, an
+unknown type, a key that nothing can hold, a wrong form) is left out and counted: the others of its batch are good.
 """
 
 import hashlib
@@ -35,6 +35,7 @@ class Ignored(StrEnum):
     UNKNOWN_BUCKET = "unknown_bucket"
     NOT_SELECTED = "not_selected"
     OWN_FILES = "own_files"
+    MALFORMED = "malformed"
     POISON = "poison"  # a message of a queue that is no event at all
 
 
@@ -141,17 +142,21 @@ def kind_of(name: str, kinds: Mapping[str, Kind]) -> Kind:
     raise IgnoredEventError(Ignored.UNKNOWN_TYPE)
 
 
-def read_events(records: object, read: Callable[[Record], Iterable[Event]], max_batch: int) -> Delivery:
+def read_events(records: object, read: Callable[[Record], Iterable[Event]], max_batch: int | None) -> Delivery:
     """Read the records of a delivery one by one.
+
+    Parameters
+    ----------
+    max_batch : most records of one delivery; None for what was fetched from a queue, which nobody would send again
 
     Raises
     ------
     DeliveryRefusedError
-        413 for more than ``max_batch`` records, 400 for a wrong form.
+        413 for more than ``max_batch`` records, 400 for a wrong form of all of them.
     """
     if not isinstance(records, list):
         raise DeliveryRefusedError(400, "malformed", "a list of events is expected")
-    if len(records) > max_batch:
+    if max_batch is not None and len(records) > max_batch:
         raise DeliveryRefusedError(413, "too_many", f"more than {max_batch} events in one delivery")
     events: list[Event] = []
     ignored: Counter[Ignored] = Counter()
@@ -160,6 +165,12 @@ def read_events(records: object, read: Callable[[Record], Iterable[Event]], max_
             events.extend(read(as_record(record)))
         except IgnoredEventError as error:
             ignored[error.why] += 1
+        except DeliveryRefusedError:
+            if len(records) == 1:
+                raise
+            ignored[Ignored.MALFORMED] += 1
+    if records and ignored[Ignored.MALFORMED] == len(records):
+        raise DeliveryRefusedError(400, "malformed", "no event of this delivery has a right form")
     return Delivery(tuple(events), ignored)
 
 

@@ -38,7 +38,7 @@ _KINDS: dict[str, Kind] = {
 
 def parse(body: object) -> Delivery:
     """Read the body of one message; raises DeliveryRefusedError (400)."""
-    return read_events([_to_record(body)], _read_event, 1)
+    return read_events([_to_record(body)], _read_event, None)
 
 
 def _to_record(body: object) -> Record:

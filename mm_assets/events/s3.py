@@ -47,8 +47,8 @@ _BRIDGE_KINDS: dict[str, Kind] = {"Object Created": "created", "Object Deleted":
 _DECODERS: dict[str, Callable[[str], str]] = {"aws:s3": form_decoded, "minio:s3": form_decoded, "ceph:s3": str}
 
 
-def parse(body: bytes | str, *, max_batch: int) -> Delivery:
-    """Read one delivery, or the body of one SQS message; raises DeliveryRefusedError (400, 413)."""
+def parse(body: bytes | str, *, max_batch: int | None) -> Delivery:
+    """Read one delivery or, without a ``max_batch``, the body of an SQS message; raises DeliveryRefusedError (400, 413)."""
     document = read_json(body)
     if _is_from_sns(document):
         if document["Type"] != "Notification":
@@ -71,7 +71,7 @@ def _ignore_subscription(document: Record) -> Delivery:
     return Delivery(ignored={Ignored.SUBSCRIPTION: 1})
 
 
-def _read_document(document: Record, max_batch: int) -> Delivery:
+def _read_document(document: Record, max_batch: int | None) -> Delivery:
     if "Records" in document:
         return read_events(document["Records"], _read_record, max_batch)
     if document.get("Event") == "s3:TestEvent":

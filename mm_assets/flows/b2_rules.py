@@ -6,12 +6,15 @@ Four calls for each bucket, some billed: once an hour is enough. The listing fin
 """
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from mm_assets.errors import ConfigError, MmAssetsError, ServiceError
+from mm_assets.flows.asking import answer
 from mm_assets.flows.workspace import Workspace
 from mm_assets.settings import SourceSettings
 
@@ -21,19 +24,20 @@ _TIMEOUT_S = (5.0, 10.0)
 _LOG = logging.getLogger(__name__)
 
 
-def check_b2_rules(workspace: Workspace) -> dict[str, str | None]:
+def check_b2_rules(workspace: Workspace, deadline_s: float = 40.0) -> dict[str, str | None]:
     """Set or clear the alarm of each source on Backblaze B2; returns source → alarm of those that could be asked.
 
-    Nothing is asked where ``events.b2_secrets`` is empty: then no rule of B2 is meant for us. A source that cannot be
+    What is not answered in the time stays as it is. Nothing is asked where ``events.b2_secrets`` is empty: then no rule of B2 is meant for us. A source that cannot be
     asked keeps its alarm, and the log says why.
     """
-    events = workspace.settings.events
+    events, ends_at = workspace.settings.events, time.monotonic() + deadline_s
     alarms: dict[str, str | None] = {}
     for source in workspace.settings.sources if events.b2_secrets else ():
-        if not _is_on_b2(source):
+        if not _is_on_b2(source) or time.monotonic() >= ends_at:
             continue
         try:
-            alarms[source.alias] = _alarm(source, _read_rules(source, events.b2_api_url))
+            rules = answer(partial(_read_rules, source, events.b2_api_url), ends_at=ends_at)
+            alarms[source.alias] = _alarm(source, rules)
         except MmAssetsError as error:
             _LOG.warning("the event rules of source %s cannot be checked: %s", source.alias, error)
             continue
@@ -64,8 +68,8 @@ def _read_rules(source: SourceSettings, api_url: str) -> list[Mapping[str, Any]]
         wanted = {"accountId": account["accountId"], "bucketName": source.bucket}
         [bucket] = _call("POST", f"{url}/b2_list_buckets", token=token, json=wanted)["buckets"]
         params = {"bucketId": bucket["bucketId"]}
-        answer = _call("GET", f"{url}/b2_get_bucket_notification_rules", token=token, params=params)
-        return [dict(rule) for rule in answer["eventNotificationRules"]]
+        told = _call("GET", f"{url}/b2_get_bucket_notification_rules", token=token, params=params)
+        return [dict(rule) for rule in told["eventNotificationRules"]]
 
 
 def _keys(source: SourceSettings) -> tuple[str, str]:
@@ -86,12 +90,12 @@ def _call(method: str, url: str, *, token: str = "", **options: Any) -> dict[str
     import requests
 
     headers = {"Authorization": token} if token else {}
-    answer = requests.request(method, url, headers=headers, timeout=_TIMEOUT_S, allow_redirects=False, **options)
-    if answer.status_code in {401, 403}:
-        msg = f"{url}: HTTP {answer.status_code}; its key needs listBuckets and readBucketNotifications"
+    told = requests.request(method, url, headers=headers, timeout=_TIMEOUT_S, allow_redirects=False, **options)
+    if told.status_code in {401, 403}:
+        msg = f"{url}: HTTP {told.status_code}; its key needs listBuckets and readBucketNotifications"
         raise ConfigError(msg)
-    answer.raise_for_status()
-    found: dict[str, Any] = answer.json()
+    told.raise_for_status()
+    found: dict[str, Any] = told.json()
     return found
 
 

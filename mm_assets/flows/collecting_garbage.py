@@ -24,6 +24,7 @@ from mm_assets.ledger.catalog import PUBLISH_LOCK
 
 _THREADS = 8
 _AT_ONCE = 1_000
+_UNDER_WAY_S = 7 * 86_400.0  # others write into sources, too: theirs may be under way for days
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,14 @@ def collect(workspace: Workspace, rules: Rules, on_removed: Callable[[Garbage, b
         while part := list(islice(garbage, _AT_ONCE)):
             for found, is_erased in zip(part, pool.map(lambda item: store.erase(item.key), part), strict=True):
                 on_removed(found, is_erased)
-    return store.abort_stale_uploads(rules.older_than_s)
+    return _abort_uploads(workspace, rules.older_than_s)
+
+
+def _abort_uploads(workspace: Workspace, older_than_s: float) -> int:
+    """Abort what killed writers left in the lake, and in the sources that `mm serve` writes into; returns how many."""
+    taking = [workspace.sources[source.alias] for source in workspace.settings.sources if source.uploads]
+    n_aborted = workspace.lake.store.abort_stale_uploads(older_than_s)
+    return n_aborted + sum(store.abort_stale_uploads(max(older_than_s, _UNDER_WAY_S)) for store in taking)
 
 
 def _older(files: Iterable[StoredObject], before: float) -> Iterator[StoredObject]:

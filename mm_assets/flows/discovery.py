@@ -155,7 +155,8 @@ class _Lister:
             if self._is_late() or self._wait_for_budget(scan, 1.0):
                 return
             after = self._list_page(scan)
-            scan = replace(scan, n_calls=scan.n_calls + 1)
+            # The ledger knows how many of the calls are of today, also when the day (GMT) ends meanwhile.
+            scan = replace(scan, n_calls=self._workspace.ledger.objects.scan(self._alias).n_calls)
         self._finish(scan)
 
     def _is_late(self) -> bool:

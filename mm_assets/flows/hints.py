@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from mm_assets.buckets.base import DailyCapError
-from mm_assets.errors import MmAssetsError, ObjectError
+from mm_assets.errors import ObjectError, ServiceError
 from mm_assets.flows.discovery import brake
 from mm_assets.flows.locking import BusyError, held
 from mm_assets.flows.looking import look, pause
@@ -23,6 +23,7 @@ from mm_assets.ledger.inbox import WaitingHint
 _CHUNK = 500  # keys looked at together, and settled in one transaction for each source and outcome
 _KEEP_DONE_S = 7 * 86_400.0  # an event that is told again within a week is known
 _WAIT_S, _MAX_WAIT_S = 30.0, 3_600.0
+_MAX_FAILS = 20  # over half a day: what fails then is no failure of the service
 _LOG = logging.getLogger(__name__)
 
 
@@ -100,7 +101,7 @@ class _Drainer:
             self._settle(alias, hints)
             self._count(n_unchanged=len(hints))
         elif paused is not None:
-            self._put_off(hints, paused[0] - time.time())
+            self._leave(hints, paused[0] - time.time())
         else:
             self._look(alias, {hint.key: hint for hint in hints})
 
@@ -112,9 +113,9 @@ class _Drainer:
             self._bear(alias, hints[key], error)
         unasked = [hints[key] for key in hints.keys() - looked.answered]
         if isinstance(looked.stopped_by, DailyCapError):
-            self._put_off(unasked, pause(self._workspace, alias, looked.stopped_by) - time.time())
+            self._leave(unasked, pause(self._workspace, alias, looked.stopped_by) - time.time())
         elif looked.stopped_by is not None:
-            self._put_off(unasked, _WAIT_S)
+            self._leave(unasked, _WAIT_S)
 
     def _record(self, alias: str, seen: Sequence[SeenObject], hints: Sequence[WaitingHint]) -> None:
         if not seen:
@@ -134,23 +135,32 @@ class _Drainer:
         self._settle(alias, hints, gone)
         self._count(n_gone=len(gone), n_braked=len(live) - len(gone), n_unchanged=len(hints) - len(live))
 
-    def _bear(self, alias: str, hint: WaitingHint, error: MmAssetsError) -> None:
-        """Put off what failed, longer each time; a key that the store cannot hold is refused for good."""
-        if isinstance(error, ObjectError):
-            refuse(self._workspace, alias, [(hint.key, error.message)])
+    def _bear(self, alias: str, hint: WaitingHint, error: Exception) -> None:
+        """Put off what failed, longer each time; refuse a key that the store cannot hold or never describes."""
+        is_hopeless = hint.fails >= _MAX_FAILS and not isinstance(error, ServiceError)
+        if isinstance(error, ObjectError) or is_hopeless:
+            why = error.message if isinstance(error, ObjectError) else f"{type(error).__name__}: {error}"
+            refuse(self._workspace, alias, [(hint.key, why)])
             self._settle(alias, [hint])
             self._count(n_refused=1)
         else:
-            _LOG.warning("%s: an object that an event named cannot be described: %s", alias, error)
-            self._put_off([hint], min(_MAX_WAIT_S, _WAIT_S * 2.0**hint.fails))
+            _LOG.warning(
+                "%s: an object that an event named cannot be described: %s: %s", alias, type(error).__name__, error
+            )
+            # Beyond 2**10 the limit holds anyway, and the power would outgrow a float.
+            self._put_off([hint], min(_MAX_WAIT_S, _WAIT_S * 2.0 ** min(hint.fails, 10)))
 
     def _settle(self, alias: str, hints: Sequence[WaitingHint], gone: Sequence[str] = ()) -> None:
         if hints:
             self._workspace.ledger.objects.retire(alias, gone, _ids(hints))
 
-    def _put_off(self, hints: Sequence[WaitingHint], wait_s: float) -> None:
+    def _leave(self, hints: Sequence[WaitingHint], wait_s: float) -> None:
+        """Put off what was not asked for, which is no failure of theirs."""
+        self._put_off(hints, wait_s, is_failure=False)
+
+    def _put_off(self, hints: Sequence[WaitingHint], wait_s: float, *, is_failure: bool = True) -> None:
         if hints:
-            self._workspace.ledger.inbox.put_off(_ids(hints), wait_s)
+            self._workspace.ledger.inbox.put_off(_ids(hints), wait_s, is_failure=is_failure)
         self._count(n_put_off=len(hints))
 
     def _count(self, **outcomes: int) -> None:

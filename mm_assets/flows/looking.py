@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mm_assets.buckets.base import BreakerOpenError, DailyCapError, ObjectNotFoundError
-from mm_assets.errors import MmAssetsError
 from mm_assets.flows.asking import answers
 from mm_assets.flows.selecting import Selection
 from mm_assets.flows.workspace import Workspace
@@ -31,7 +30,7 @@ class Looked:
 
     there: dict[str, SeenObject] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
-    failed: dict[str, MmAssetsError] = field(default_factory=dict)
+    failed: dict[str, Exception] = field(default_factory=dict)
     stopped_by: BreakerOpenError | DailyCapError | None = None
 
     @property
@@ -47,12 +46,10 @@ def look(workspace: Workspace, alias: str, keys: Sequence[str], *, ends_at: floa
         if isinstance(said, BreakerOpenError | DailyCapError):
             looked.stopped_by = said
             break
-        if isinstance(said, MmAssetsError):
-            looked.failed[key] = said
-        elif isinstance(said, ObjectNotFoundError):
+        if isinstance(said, ObjectNotFoundError):
             looked.absent.append(key)
-        elif isinstance(said, Exception):
-            raise said
+        elif isinstance(said, Exception):  # an unexpected one, too: one key does not hold up the others
+            looked.failed[key] = said
         elif seen := selection.pick([said]).seen:
             looked.there[key] = seen[0]
         else:

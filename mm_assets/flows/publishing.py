@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from mm_assets.flows.generations import SPACES, Frozen, load_frozen, load_index, table_of
 from mm_assets.flows.judging import JUDGEMENTS, judge_vectors
-from mm_assets.flows.locking import held
+from mm_assets.flows.locking import BusyError, held
 from mm_assets.flows.receipts import intend_rows
 from mm_assets.flows.recipes import upstream
 from mm_assets.flows.workspace import Workspace
@@ -28,7 +28,7 @@ from mm_assets.identity import short_hash
 from mm_assets.indexing import VectorIndex
 from mm_assets.lake import read_provenance
 from mm_assets.ledger import ShardFile
-from mm_assets.ledger.catalog import PUBLISH_LOCK
+from mm_assets.ledger.catalog import OVERTAKEN, PUBLISH_LOCK
 from mm_assets.schemas import TABLES, Table
 from mm_assets.vectors import as_vector_ids
 
@@ -61,16 +61,18 @@ Indexes = Mapping[str, tuple[VectorIndex, dict[str, Any]] | None]
 def promote_recipes(workspace: Workspace) -> dict[str, str]:
     """Show the current recipes once they are complete; returns what changed.
 
-    Steps that read each other change together, so that rows of two models are never mixed in an answer.
+    Steps that read each other change together, so that rows of two models are never mixed in an answer. A source that
+    left the settings holds nothing up: its rows stay shown until a recipe changes, and leave the tables with the old one.
     """
-    for source in workspace.settings.sources:  # work that nobody asked for yet must not look complete
-        workspace.ledger.work.want(source.alias, workspace.recipes_of(source.alias))
+    aliases = [source.alias for source in workspace.settings.sources]
+    for alias in aliases:  # work that nobody asked for yet must not look complete
+        workspace.ledger.work.want(alias, workspace.recipes_of(alias))
     published = workspace.ledger.catalog.published()
     changed = {step: recipe for step, recipe in workspace.recipes.items() if published.get(step) != recipe}
     ready = {}
     for group in _connected(set(changed)):
         is_first = all(step not in published for step in group)
-        if is_first or all(workspace.ledger.work.complete(step, changed[step]) for step in group):
+        if is_first or all(workspace.ledger.work.complete(step, changed[step], aliases) for step in group):
             ready.update({step: changed[step] for step in group})
     if ready:
         workspace.ledger.catalog.publish(ready)
@@ -187,18 +189,26 @@ def publish_steps(workspace: Workspace, on_file: Callable[[str], None] = lambda 
     with held(workspace, PUBLISH_LOCK) as token:
         promote_recipes(workspace)
         recipes = shown_recipes(workspace)
-        for (name, shard), fingerprint in stale_step_shards(workspace).items():
+        stale, reopened = stale_step_shards(workspace), set[int]()
+        for (name, shard), fingerprint in sorted(stale.items(), key=_states_last):
             on_file(f"{name} shard {shard}")
             if name == STATES:
-                file = _File(TABLES[STATES], shard, _state_rows(workspace, shard, recipes), fingerprint)
+                # Steps whose results are missing are wanted again by now, so this is not what the fingerprint says.
+                mark = short_hash("incomplete", fingerprint) if shard in reopened else fingerprint
+                file = _File(TABLES[STATES], shard, _state_rows(workspace, shard, recipes), mark)
             else:
                 file, n_missing = _step_file(workspace, name, shard, recipes[name], fingerprint)
                 outcome.n_missing += n_missing
+                reopened |= {shard} if n_missing else set()
             _write(workspace, file, token)
             outcome.n_written += 1
         outcome.n_removed = _withdraw(workspace)
     _count(workspace, outcome)
     return outcome
+
+
+def _states_last(item: tuple[Key, str]) -> tuple[bool, Key]:
+    return item[0][0] == STATES, item[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +227,27 @@ def _step_file(workspace: Workspace, step: str, shard: int, recipe: str, fingerp
 
 
 def _write(workspace: Workspace, file: _File, token: int) -> None:
+    """Write a file; until the ledger has its fingerprint it counts as overtaken, whatever becomes of us.
+
+    Raises
+    ------
+    BusyError
+        Another process publishes by now; the file is not written.
+    """
     intend_rows(workspace, file.table.name, file.shard, file.rows["object_id"])
+    _foresee(workspace, ShardFile(file.table.name, file.shard, OVERTAKEN, file.rows.num_rows), token)
     workspace.lake.write_shard(file.table, file.shard, file.rows, _dim(file.rows), file.fingerprint)
     known = ShardFile(file.table.name, file.shard, file.fingerprint, file.rows.num_rows)
     workspace.ledger.catalog.set_shard_file(known, token)
+
+
+def _foresee(workspace: Workspace, file: ShardFile, token: int) -> None:
+    """Note that a file is about to be written, so that a kill before its end leaves it to the next publish."""
+    workspace.ledger.catalog.set_shard_file(file, token)
+    # Asked after the note: held all the while, the lock let nobody else note the file in between.
+    if not workspace.ledger.locks.is_held(PUBLISH_LOCK, token):
+        holder = workspace.ledger.locks.holder(PUBLISH_LOCK)
+        raise BusyError(PUBLISH_LOCK, holder or "a process that has just ended")
 
 
 def _gather(workspace: Workspace, step: str, shard: int, recipe: str) -> tuple[pa.Table, int]:

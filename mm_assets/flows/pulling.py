@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from mm_assets.errors import MmAssetsError
 from mm_assets.events.base import Delivery, DeliveryRefusedError, Ignored
+from mm_assets.flows.asking import answer
 from mm_assets.flows.queues import Message, Queue, open_queues
 from mm_assets.flows.receiving import Router, Tally
 from mm_assets.flows.workspace import Workspace
@@ -68,7 +69,9 @@ class _Pull:
 def _pull(pull: _Pull, queue: Queue, ends_at: float) -> None:
     while time.monotonic() < ends_at:
         try:
-            messages = queue.receive()
+            messages = answer(
+                queue.receive, ends_at=ends_at
+            )  # what comes too late is hidden for a while, and comes again
         except MmAssetsError as error:
             pull.pulled.failures[queue.name] = str(error)
             return

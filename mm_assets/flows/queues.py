@@ -57,7 +57,7 @@ class Queue(Protocol):
 
 def open_queues(events: EventSettings) -> list[Queue]:
     """Return the queues of the settings; opens no connection."""
-    return [*(Sqs(queue, events.max_batch) for queue in events.sqs), *(CloudflareQueue(queue) for queue in events.r2)]
+    return [*(Sqs(queue) for queue in events.sqs), *(CloudflareQueue(queue) for queue in events.r2)]
 
 
 class Sqs:
@@ -65,14 +65,14 @@ class Sqs:
 
     provider = "sqs"
 
-    def __init__(self, settings: SqsQueue, max_batch: int) -> None:
+    def __init__(self, settings: SqsQueue) -> None:
         self.name = settings.queue_url
-        self._settings, self._max_batch = settings, max_batch
+        self._settings = settings
         self._client: Any = None
 
     def parse(self, body: Any) -> Delivery:
         """Read an S3 notification, through SNS or not."""
-        return s3.parse(body, max_batch=self._max_batch)
+        return s3.parse(body, max_batch=None)
 
     def receive(self) -> Sequence[Message]:
         """Fetch at most ten, SQS's limit."""

@@ -79,9 +79,10 @@ def preview(workspace: Workspace) -> Rebuilt:
 
 def refuse_unless_empty(workspace: Workspace) -> None:
     """Raise ConfigError where the ledger remembers anything."""
-    if not workspace.ledger.restoring.is_empty():
+    ledger = workspace.unbound_ledger
+    if not ledger.restoring.is_empty():
         msg = (
-            f"the ledger at {workspace.ledger.url.render_as_string()} is not empty, and a rebuild only fills an empty one; "
+            f"the ledger at {ledger.url.render_as_string()} is not empty, and a rebuild only fills an empty one; "
             "move the file away, or name an empty database in `ledger_url`"
         )
         raise ConfigError(msg)
@@ -97,10 +98,11 @@ def rebuild(workspace: Workspace, on_progress: Callable[[str], None] = lambda _:
     BusyError
         Another process publishes.
     """
-    refuse_unless_empty(workspace)
     done = Rebuilt()
-    workspace.ledger.restoring.begin()
+    workspace.bind(to_rebuild=True)
     with held(workspace, PUBLISH_LOCK):
+        refuse_unless_empty(workspace)
+        workspace.ledger.restoring.begin()
         on_progress("what was erased")
         erased = list(workspace.lake.erasures())
         workspace.ledger.restoring.add_erased(erased)
@@ -111,7 +113,7 @@ def rebuild(workspace: Workspace, on_progress: Callable[[str], None] = lambda _:
         on_progress("the listing of the sources")
         _list_sources(workspace, done)
         _restore_newer(workspace, done, on_progress)
-    workspace.ledger.restoring.end()
+        workspace.ledger.restoring.end()
     return done
 
 

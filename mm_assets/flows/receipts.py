@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mm_assets.buckets.base import ObjectNotFoundError
+from mm_assets.flows.generations import OF_OBJECTS
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
 from mm_assets.lake import to_parquet
@@ -94,7 +95,8 @@ def read(workspace: Workspace, name: str) -> pa.Table:
 def settle(workspace: Workspace, name: str) -> pa.Table | None:
     """Remove what an open receipt names, and complete it; returns it.
 
-    Of versions that came back meanwhile nothing is removed. None: a file still shows rows that are to leave it, since
+    Of versions that came back meanwhile nothing is removed, nor of builds that are current again: what they are made of
+    names them, so that an older one can come back. None: a file still shows rows that are to leave it, since
     its publish was killed; the receipt stays open until the next one.
     """
     rows = workspace.lake.read_columns(_open_key(name))
@@ -102,6 +104,8 @@ def settle(workspace: Workspace, name: str) -> pa.Table | None:
         [object_id for object_id in rows["object_id"].unique().to_pylist() if object_id]
     )
     rows = rows.filter(pc.invert(pc.is_in(rows["object_id"], pa.array(sorted(live), pa.string()))))
+    for folder in current_folders(workspace, OF_OBJECTS):
+        rows = rows.filter(pc.invert(pc.starts_with(rows["key"], folder)))
     if _still_shown(workspace, rows):
         return None
     targets = sorted(set(zip(rows["key"].to_pylist(), rows["what"].to_pylist(), strict=True)))
@@ -113,6 +117,16 @@ def settle(workspace: Workspace, name: str) -> pa.Table | None:
         workspace.lake.store.put(_key(name), _encode(done))
     workspace.lake.store.erase(_open_key(name))
     return done
+
+
+def current_folders(workspace: Workspace, names: Sequence[str]) -> set[str]:
+    """Return the key prefixes of the generations that ledger or lake point to."""
+    found = set()
+    for name in names:
+        for manifest in (workspace.ledger.catalog.generation(name), workspace.lake.current_generation(name)):
+            if manifest is not None:
+                found.add(f"{name}/{manifest['generation']}/")
+    return found
 
 
 def _still_shown(workspace: Workspace, rows: pa.Table) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from queue import Empty, Full, Queue
 
 from mm_assets.buckets.globs import is_selected
-from mm_assets.errors import MmAssetsError, ServiceError
+from mm_assets.errors import ServiceError
 from mm_assets.events.base import Delivery, Event, Ignored, make_id
 from mm_assets.flows.metrics import MeterKey
 from mm_assets.flows.workspace import reserved_prefixes
@@ -26,6 +26,7 @@ _LOG = logging.getLogger(__name__)
 _GATHER_S = 0.005  # what comes within this time shares a commit
 _MAX_GROUP = 5_000  # hints in one commit
 _MAX_WAITING = 500  # deliveries; more means that the ledger does not keep up
+_MAX_BUCKET_KEY_BYTES = 1_024  # of every S3-compatible service; folders hold longer ones
 _FLUSH_EVERY_S = 2.0
 
 
@@ -81,6 +82,8 @@ def _prefix(source: SourceSettings) -> str:
 
 def _why_not(key: str, source: SourceSettings, own: tuple[str, ...]) -> Ignored | None:
     """Return why a source does not want a key of its bucket; None where it does."""
+    if source.is_bucket and len(key.encode("utf-8")) > _MAX_BUCKET_KEY_BYTES:
+        return Ignored.UNUSABLE_KEY
     below = key.removeprefix(_prefix(source))
     if not key.startswith(_prefix(source)) or not below or not is_selected(below, source.include, source.exclude):
         return Ignored.NOT_SELECTED
@@ -113,8 +116,8 @@ class Tally:
             counts, self._counts = self._counts, {}
         try:
             self._meters.add(counts)
-        except MmAssetsError as error:
-            _LOG.debug("counts wait for the ledger: %s", error)
+        except Exception as error:  # noqa: BLE001  whatever it is: counts are worth no request and no thread
+            _LOG.warning("counts wait for the ledger: %s: %s", type(error).__name__, error)
             self._add(counts)
 
     def _add(self, counts: Mapping[MeterKey, float]) -> None:
@@ -148,6 +151,11 @@ class Receiver:
         self._queue: Queue[_Waiting | None] = Queue(_MAX_WAITING)
         self._thread = threading.Thread(target=self._write, name="inbox", daemon=True)
         self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread that writes is there; without it nothing can be stored."""
+        return self._thread.is_alive()
 
     def receive(self, provider: str, delivery: Delivery) -> "Future[None]":
         """Take a delivery; the future is done when it is durable, and only then may the sender be told so.
@@ -188,9 +196,11 @@ class Receiver:
         is_over = False
         while not is_over:
             group, is_over = self._gather()
-            if group:
+            try:
                 self._commit(group)
-            self.tally.flush(every_s=0.0 if is_over else _FLUSH_EVERY_S)
+                self.tally.flush(every_s=0.0 if is_over else _FLUSH_EVERY_S)
+            except Exception:  # noqa: BLE001  without this thread nothing would be stored any more, and nobody told
+                _LOG.exception("the writer of the inbox goes on after a failure")
 
     def _gather(self) -> tuple[list[_Waiting], bool]:
         """Wait for a delivery, and a little for others; returns them, and whether the end was asked for."""
@@ -210,6 +220,8 @@ class Receiver:
         return group, False
 
     def _commit(self, group: Sequence[_Waiting]) -> None:
+        if not group:
+            return
         hints = [hint for item in group for hint in item.hints]
         try:
             n_new = self._inbox.add(hints)

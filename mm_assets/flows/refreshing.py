@@ -5,6 +5,7 @@ Put here: published table → generation in the lake → pointer in the ledger. 
 A generation is named by what determined it, so building from the same rows is no new generation and writes nothing.
 """
 
+import hashlib
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -191,7 +192,8 @@ def _build(
         return Built(name, generation, False, current)
     facts, files = build(generation)
     manifest = {"name": name, "generation": generation, "recipes": sorted(recipes), "n_rows": len(ids), "dim": shape[1]}
-    manifest |= facts | {"made_of": made_of}
+    digests = {file: hashlib.sha256(data).hexdigest() for file, data in sorted(files.items())}
+    manifest |= facts | {"made_of": made_of, "sha256": digests}
     workspace.lake.write_generation(name, manifest, files)
     _point(workspace, name, manifest)
     return Built(name, generation, True, manifest)

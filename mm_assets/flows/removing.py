@@ -157,11 +157,9 @@ def _remove_generations(workspace: Workspace, swept: Swept) -> None:
 def old_generation_files(workspace: Workspace, names: Sequence[str]) -> Iterator[StoredObject]:
     """Yield the files of generations that neither ledger nor lake points to."""
     for name in names:
-        manifests = (workspace.ledger.catalog.generation(name), workspace.lake.current_generation(name))
-        current = {manifest["generation"] for manifest in manifests if manifest is not None}
+        current = tuple(receipts.current_folders(workspace, [name]))
         for stored in workspace.lake.walk(f"{name}/"):
-            generation, separator, _ = stored.key.removeprefix(f"{name}/").partition("/")
-            if separator and generation not in current:
+            if "/" in stored.key.removeprefix(f"{name}/") and not stored.key.startswith(current):
                 yield stored
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_PREFIX = "mm_assets-"
+_PREFIX = "mm_assets-scratch-"  # and nothing else of ours is called so: what has the name is swept
 _YOUNG_S = 60.0  # a folder may be seen between its making and its locking
 
 

@@ -5,6 +5,7 @@ Put here: which keys may be written, the order of writes. Keep out: HTTP.
 Stored, described, booked: killed between, the next listing books it.
 """
 
+import logging
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from mm_assets.flows.selecting import Selection
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import SeenObject
 
+_LOG = logging.getLogger(__name__)
 _MAX_KEY_BYTES = 1_024  # of every S3-compatible service
 # Backblaze B2 refuses them; Ceph takes some of them and then cannot list its bucket.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
@@ -64,11 +66,14 @@ def store_upload(workspace: Workspace, alias: str, key: str, file: Path) -> Uplo
     """
     check_key(workspace, alias, key, file.stat().st_size)
     store = workspace.sources[alias]
-    store.upload(key, file)
     try:
+        store.upload(key, file)
         picked = Selection.of(workspace, alias).pick([store.head(key)])
     except ObjectNotFoundError:
         picked = None
+    except ObjectError as error:  # its text names the place, which is no caller's business
+        _LOG.warning("an upload to source %s is refused by its store: %s", alias, error)
+        raise ObjectError(error.reason, "the store of this source cannot hold an object of this name") from error
     if not picked or not picked.seen:
         msg = "the object was changed or removed while it was stored; send it again"
         raise ServiceError(msg)

@@ -4,6 +4,7 @@ Put here: comparing streams that are sorted alike, so that memory stays flat. Ke
 next ingest does; clearing orphans, which ``collecting_garbage`` does.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -277,6 +278,10 @@ def _compare_build(
 ) -> str | None:
     space = next((space for space in SPACES.values() if space.generation_name == name), None)
     try:
+        for file, digest in manifest.get("sha256", {}).items():
+            data = workspace.lake.read_generation(name, manifest["generation"], file)
+            if hashlib.sha256(data).hexdigest() != digest:
+                return f"{file} is not what was written"
         if space is None:
             workspace.lake.read_columns(f"{name}/{manifest['generation']}/model.parquet").validate(full=True)
             return None

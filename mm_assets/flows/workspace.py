@@ -25,6 +25,7 @@ class Workspace:
 
     Attributes
     ----------
+    unbound_ledger : the ledger without the question whether it belongs to this lake
     sources : alias → store; only ever read
     extractors : step → extractor, not loaded until first used
     traffic : request rates, breakers and counts that the stores share
@@ -32,18 +33,55 @@ class Workspace:
     """
 
     settings: Settings
-    ledger: Ledger
+    unbound_ledger: Ledger
     lake: Lake
     sources: Mapping[str, Store]
     pack: Pack
     extractors: Mapping[str, Extractor]
     traffic: Traffic = field(default_factory=Traffic)
     recipes: Mapping[str, str] = field(init=False)
+    _is_bound: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        """Name the recipes and bind the ledger to this lake."""
+        """Name the recipes."""
         self.recipes = build_recipes(self.settings, self.extractors)
-        self.ledger.bind_lake(self.lake.make_id())
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger, bound to this lake at first use; raises ConfigError where it does not belong to it."""
+        if not self._is_bound:
+            self.bind()
+        return self.unbound_ledger
+
+    def bind(self, *, to_rebuild: bool = False) -> None:
+        """Bind the ledger to the lake; a new ledger and a new lake take each other.
+
+        Parameters
+        ----------
+        to_rebuild : take a lake that is in use, too, whose history the ledger then gets
+
+        Raises
+        ------
+        ConfigError
+            The ledger belongs to another lake, or knows nothing of what this one holds.
+        """
+        ledger, lake = self.unbound_ledger, self.lake
+        is_half = ledger.restoring.is_under_way()
+        is_new = not is_half and ledger.restoring.is_empty()
+        lake_id = lake.find_id()  # after them: whoever recorded anything had named the lake before
+        if not to_rebuild and (is_half or (is_new and lake.is_used())):
+            msg = (
+                f"{lake.uri} is in use, but the ledger at {ledger.url.render_as_string()} does not know its history; "
+                "if the ledger was lost, run `mm rebuild-ledger --yes`, otherwise choose another `lake.uri`"
+            )
+            raise ConfigError(msg)
+        if lake_id is None and not is_new:
+            msg = f"this ledger belongs to lake {ledger.bound_lake()}, but {lake.uri} holds none; correct `lake.uri`"
+            raise ConfigError(msg)
+        bound = ledger.bind_lake(lake_id)
+        if lake_id is None:
+            lake.write_id(bound)
+        self._is_bound = True
 
     def recipes_of(self, alias: str) -> dict[str, str]:
         """Return step → recipe of the steps that a source asks for, and what they need."""
@@ -55,7 +93,7 @@ class Workspace:
 
     def close(self) -> None:
         """Release the database."""
-        self.ledger.close()
+        self.unbound_ledger.close()
 
 
 def reserved_prefixes(source: SourceSettings, settings: Settings) -> tuple[str, ...]:

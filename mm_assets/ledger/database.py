@@ -3,11 +3,12 @@
 Put here: engines, pragmas, the books. Keep out: tables, and what the rows mean.
 """
 
+import uuid
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, func, select
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from mm_assets.errors import ConfigError
@@ -23,13 +24,15 @@ from mm_assets.ledger.removals import RemovalBook
 from mm_assets.ledger.restoring import RestoringBook
 from mm_assets.ledger.tables import FACTS
 from mm_assets.ledger.tasks import TaskBook
-from mm_assets.ledger.transactions import LedgerUnavailableError, insert_into, retried, translate_errors
+from mm_assets.ledger.transactions import LedgerPool, LedgerUnavailableError, insert_into, retried, translate_errors
 from mm_assets.ledger.work import WorkBook
 
 _BUSY_TIMEOUT_S = 60
+_CONNECT_WITHIN_S = 10  # the driver's own patience has no end
 # Ids are random, so that a page of a listing touches as many pages of the file: written back for every 32 MiB of them, a
 # million objects take half the time (2026-11).
 _BULK_PRAGMAS = ("cache_size=-16384", "wal_autocheckpoint=8000")
+_LAKE_ID = select(FACTS.c.value).where(FACTS.c.name == "lake_id")
 
 
 class Ledger:
@@ -91,43 +94,63 @@ class Ledger:
         """Release all connections."""
         self._engine.dispose()
 
-    @retried
-    def bind_lake(self, lake_id: str) -> None:
-        """Remember the lake at first use; refuse another one later, since 'done' would then be untrue."""
-        query = select(FACTS.c.value).where(FACTS.c.name == "lake_id")
+    def bound_lake(self) -> str | None:
+        """Return the id of the lake that this ledger belongs to; None before its first use."""
         with self._engine.execution_options(mm_reads=True).connect() as connection:
-            known = connection.scalar(query)
+            return connection.scalar(_LAKE_ID)
+
+    @retried
+    def bind_lake(self, lake_id: str | None = None) -> str:
+        """Remember the lake at first use; refuse another one later, since 'done' would then be untrue.
+
+        Parameters
+        ----------
+        lake_id : None for a lake without one: of many processes that begin at once, the first to get here names it
+
+        Returns
+        -------
+        The lake's id.
+        """
+        known = self.bound_lake()
         if known is None:
             with self._engine.begin() as connection:
-                first = insert_into(connection, FACTS).values(name="lake_id", value=lake_id)
+                first = insert_into(connection, FACTS).values(name="lake_id", value=lake_id or uuid.uuid4().hex)
                 connection.execute(first.on_conflict_do_nothing())
-                known = connection.scalar(query)
-        if known != lake_id:
+                known = str(connection.scalar(_LAKE_ID))
+        if lake_id not in {None, known}:
             msg = f"this ledger belongs to lake {known}, but `lake.uri` leads to {lake_id}; use another `state`"
             raise ConfigError(msg)
+        return known
 
     def check(self) -> str:
-        """Say which database answers, and its version."""
-        with self._engine.connect() as connection:
-            if self._is_file:
-                return f"SQLite {connection.scalar(select(func.sqlite_version()))}"
-            return f"PostgreSQL {connection.scalar(select(func.version()))}"
+        """Say which database answers, and its version; reads a table and waits for no writer."""
+        name, version = ("SQLite", func.sqlite_version()) if self._is_file else ("PostgreSQL", func.version())
+        n_facts = select(func.count()).select_from(FACTS).scalar_subquery()
+        with self._engine.execution_options(mm_reads=True).connect() as connection:
+            return f"{name} {connection.execute(select(version, n_facts)).one()[0]}"
 
 
 def _create_engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        # Without it, the driver sends the rows of one statement one by one and waits for each.
-        batched = {"executemany_mode": "values_plus_batch"} if parsed.get_driver_name() == "psycopg2" else {}
-        engine = create_engine(parsed, pool_pre_ping=True, **batched)
+        engine = create_engine(parsed, pool_pre_ping=True, poolclass=LedgerPool, **_driver_options(parsed))
     else:
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False})
+        pool = {"poolclass": LedgerPool} if parsed.database and parsed.database != ":memory:" else {}
+        engine = create_engine(parsed, connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False}, **pool)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_immediate)
     translate_errors(engine)
     return engine
+
+
+def _driver_options(url: URL) -> dict[str, Any]:
+    if url.get_driver_name() != "psycopg2":
+        return {}
+    connecting = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_WITHIN_S}
+    # Without the mode, the driver sends the rows of one statement one by one and waits for each.
+    return {"executemany_mode": "values_plus_batch", "connect_args": connecting}
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -151,11 +151,15 @@ class DeadBook:
         return found
 
     def history(self, object_id: str, step: str, recipe: str) -> tuple[float, int]:
-        """Return when the version was first seen, and how often this step of it was replayed."""
+        """Return when the version was first seen, and how often this step of it was replayed.
+
+        A sweep may have taken the row of work of a version that left; then nobody asked for it again.
+        """
+        of_step = and_(WORK.c.object_id == OBJECTS.c.object_id, WORK.c.step == step, WORK.c.recipe == recipe)
         query = (
-            select(OBJECTS.c.first_seen_at, WORK.c.replays)
-            .join(WORK, WORK.c.object_id == OBJECTS.c.object_id)
-            .where(WORK.c.object_id == object_id, WORK.c.step == step, WORK.c.recipe == recipe)
+            select(OBJECTS.c.first_seen_at, func.coalesce(WORK.c.replays, 0).label("replays"))
+            .outerjoin(WORK, of_step)
+            .where(OBJECTS.c.object_id == object_id)
         )
         with self._reader.connect() as connection:
             row = connection.execute(query).one()

@@ -41,7 +41,7 @@ class WaitingHint:
     Attributes
     ----------
     inbox_ids : all rows that one look at the key settles
-    fails : how often the looking was put off
+    fails : how often the looking failed
     """
 
     alias: str
@@ -88,9 +88,9 @@ class Inbox:
         ]
 
     @retried
-    def put_off(self, inbox_ids: Sequence[int], wait_s: float) -> None:
-        """Look again after a time, and count the failure."""
-        values = {"fails": INBOX.c.fails + 1, "not_before": epoch_now() + wait_s}
+    def put_off(self, inbox_ids: Sequence[int], wait_s: float, *, is_failure: bool = True) -> None:
+        """Look again after a time; a failure is counted, a source that is not asked for now is none."""
+        values = {"fails": INBOX.c.fails + int(is_failure), "not_before": epoch_now() + wait_s}
         with self._engine.begin() as connection:
             for rows in _in_parts(inbox_ids):
                 connection.execute(update(INBOX).where(rows).values(**values))

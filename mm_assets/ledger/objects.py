@@ -136,7 +136,8 @@ class ObjectBook(ScanBook):
     def finish_pass(self, alias: str, gone: Sequence[str], alarm: str | None, *, at: Scan, n_calls: int = 0) -> int:
         """End a pass: retire what is gone, wrap the cursor, keep or clear the alarm. One transaction.
 
-        A version that an event showed meanwhile stays. Returns how many left.
+        A version that an event showed meanwhile stays. While an alarm waits, what events removed keeps counting: else
+        the brake would let go by itself one pass later. Returns how many left.
 
         Raises
         ------
@@ -147,7 +148,8 @@ class ObjectBook(ScanBook):
             row = lock_scan(connection, alias, at)
             n = leave(connection, gone, "gone", OBJECTS.c.seen_pass < row.pass_number)
             ended = {"after": "", "pass_number": row.pass_number + 1, "n_seen": 0, "finished_at": time.time()}
-            ended |= {"alarm": alarm, "deletions_confirmed": False, "n_gone_by_event": 0}
+            ended |= {"alarm": alarm, "deletions_confirmed": False}
+            ended |= {"n_gone_by_event": 0 if alarm is None else row.n_gone_by_event}
             set_scan(connection, alias, **ended, **calls_today(row, n_calls))
         return n
 

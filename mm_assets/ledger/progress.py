@@ -7,7 +7,7 @@ of what its source wants may lack rows, and each row it lacks counts as wanted.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Select, and_, func, or_, select
@@ -28,6 +28,10 @@ _OF_LIVE = WORK.c.object_id.not_in(
 )
 
 
+# Where few rows are asked about, one by one.
+IS_OF_LIVE = select(OBJECTS.c.object_id).where(OBJECTS.c.object_id == WORK.c.object_id, IS_LIVE).exists()
+
+
 def these(recipes: Mapping[str, str]) -> ColumnElement[bool]:
     """Return the condition for the rows of these steps under these recipes."""
     return or_(*(and_(WORK.c.step == step, WORK.c.recipe == recipe) for step, recipe in recipes.items()))
@@ -45,9 +49,10 @@ def unopened(alias: str, recipes: Mapping[str, str]) -> list[ColumnElement[bool]
     return [and_(here, OBJECTS.c.opened_for < mark), and_(here, OBJECTS.c.opened_for > mark)]
 
 
-def wanted_by_source(connection: Connection) -> dict[str, dict[str, str]]:
-    """Return alias → (step → recipe) of what the sources ask for."""
-    return {row.alias: json.loads(row.wants) for row in connection.execute(select(SCANS.c.alias, SCANS.c.wants))}
+def wanted_by_source(connection: Connection, aliases: Collection[str] | None = None) -> dict[str, dict[str, str]]:
+    """Return alias → (step → recipe) of what these sources ask for; None for all that were ever listed."""
+    rows = connection.execute(select(SCANS.c.alias, SCANS.c.wants))
+    return {row.alias: json.loads(row.wants) for row in rows if aliases is None or row.alias in aliases}
 
 
 class WorkReader:
@@ -103,15 +108,18 @@ class WorkReader:
         with self._reader.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001  SQLAlchemy's way
 
-    def complete(self, step: str, recipe: str) -> bool:
-        """Return whether every live version that wants the step has an end under this recipe."""
+    def complete(self, step: str, recipe: str, aliases: Collection[str]) -> bool:
+        """Return whether every live version of these sources that wants the step has an end under this recipe.
+
+        Nothing is planned for a source that left the settings, so that to wait for it would be to wait for ever.
+        """
         of_step = and_(WORK.c.step == step, WORK.c.recipe == recipe)
-        still_open = select(WORK.c.object_id).where(WORK.c.state.in_(OPEN_STATES), of_step, _OF_LIVE)
+        still_open = select(WORK.c.object_id).where(WORK.c.state.in_(OPEN_STATES), of_step, _of_sources(aliases))
         no_row = ~select(WORK.c.object_id).where(WORK.c.object_id == OBJECTS.c.object_id, of_step).exists()
         with self._reader.connect() as connection:
             if _any(connection, still_open):
                 return False
-            for alias, wants in wanted_by_source(connection).items():
+            for alias, wants in wanted_by_source(connection, aliases).items():
                 # Under another recipe than the source asked for last, an open version may lack the row as well.
                 versions = unopened(alias, wants if wants.get(step) == recipe else {}) if step in wants else []
                 if any(_any(connection, select(OBJECTS.c.object_id).where(part, no_row)) for part in versions):
@@ -157,24 +165,31 @@ class WorkReader:
             ]
 
     def n_open_objects(self, batch_id: str) -> int:
-        """Count the object versions of a batch that have work left in it."""
+        """Count the live object versions of a batch that have work left in it."""
+        left = select(func.count(WORK.c.object_id.distinct())).where(WORK.c.batch_id == batch_id, IS_OF_LIVE)
         with self._reader.connect() as connection:
-            return int(
-                connection.scalar(select(func.count(WORK.c.object_id.distinct())).where(WORK.c.batch_id == batch_id))
-                or 0
-            )
+            return int(connection.scalar(left) or 0)
 
-    def n_waiting(self, recipes: Mapping[str, str]) -> int:
-        """Count the live object versions with work that is not over."""
+    def n_waiting(self, recipes: Mapping[str, str], aliases: Collection[str] | None = None) -> int:
+        """Count the live object versions of these sources, or of all, with work that is not over."""
         with self._reader.connect() as connection:
-            versions = [v for alias, wants in wanted_by_source(connection).items() for v in unopened(alias, wants)]
+            wanted = wanted_by_source(connection, aliases)
+            versions = [v for alias, wants in wanted.items() for v in unopened(alias, wants)]
             not_opened = sum(int(connection.scalar(_count(part)) or 0) for part in versions)
             begun = (
                 select(func.count(WORK.c.object_id.distinct()))
                 .join(OBJECTS, OBJECTS.c.object_id == WORK.c.object_id)
                 .where(WORK.c.state.in_(OPEN_STATES), these(recipes), IS_LIVE, ~or_(False, *versions))
             )
+            if aliases is not None:
+                begun = begun.where(OBJECTS.c.alias.in_(list(aliases)))
             return not_opened + int(connection.scalar(begun) or 0)
+
+
+def _of_sources(aliases: Collection[str]) -> ColumnElement[bool]:
+    """Return the condition for rows of work of live versions of these sources."""
+    of_one = select(OBJECTS.c.object_id).where(OBJECTS.c.object_id == WORK.c.object_id, IS_LIVE)
+    return of_one.where(OBJECTS.c.alias.in_(list(aliases))).exists()
 
 
 def _count(versions: ColumnElement[bool]) -> Select[Any]:

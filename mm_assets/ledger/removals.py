@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Row, and_, delete, func, or_, select, update
+from sqlalchemy.engine import Connection
 
+from mm_assets.ledger.batches import lock_work
 from mm_assets.ledger.clock import epoch_now
 from mm_assets.ledger.objects import KnownObject, chunks, known_object
 from mm_assets.ledger.tables import GENERATIONS, IS_LIVE, OBJECTS, WORK
@@ -17,6 +19,7 @@ from mm_assets.ledger.transactions import retried
 
 _ROWS_AT_ONCE = 1_000
 _TO_SWEEP = and_(OBJECTS.c.left_at.is_not(None), OBJECTS.c.swept_at.is_(None))
+_IS_HELD = and_(WORK.c.state == "claimed", WORK.c.lease_until > epoch_now())
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,7 @@ class RemovalBook:
 
     def to_sweep(self) -> Iterator[KnownObject]:
         """Yield the versions that can be swept now, shard by shard; those under work wait for its end."""
-        held = select(WORK.c.object_id).where(
-            WORK.c.object_id == OBJECTS.c.object_id, WORK.c.state == "claimed", WORK.c.lease_until > epoch_now()
-        )
+        held = select(WORK.c.object_id).where(WORK.c.object_id == OBJECTS.c.object_id, _IS_HELD)
         query = select(OBJECTS).where(_TO_SWEEP, ~held.exists()).order_by(OBJECTS.c.shard, OBJECTS.c.object_id)
         with self._reader.connect().execution_options(yield_per=_ROWS_AT_ONCE) as connection:
             for row in connection.execute(query):
@@ -107,13 +108,17 @@ class RemovalBook:
             return {(row.step, row.recipe) for row in connection.execute(select(WORK.c.step, WORK.c.recipe).distinct())}
 
     def hold_vectors(self, steps: Sequence[str]) -> bool:
-        """Whether a version that is to be swept has rows of these steps, under any recipe."""
+        """Whether a version that is to be swept may have had rows of these steps, under any recipe.
+
+        Work that is done again, or died doing so, no longer tells what the result before it was.
+        """
+        may_have = or_(WORK.c.n_rows > 0, and_(WORK.c.n_rows.is_(None), WORK.c.state != "skipped"))
         rows = select(OBJECTS.c.object_id).where(
             _TO_SWEEP,
             or_(
                 OBJECTS.c.state == "erased",  # whatever is known of it
                 select(WORK.c.object_id)
-                .where(WORK.c.object_id == OBJECTS.c.object_id, WORK.c.step.in_(steps), WORK.c.n_rows > 0)
+                .where(WORK.c.object_id == OBJECTS.c.object_id, WORK.c.step.in_(steps), may_have)
                 .exists(),
             ),
         )
@@ -126,20 +131,24 @@ class RemovalBook:
 
     @retried
     def forget(self, object_ids: Sequence[str]) -> list[str]:
-        """Drop the rows of work of versions whose results were removed; returns those that came back meanwhile.
+        """Drop the rows of work of versions whose results were removed; returns those that are not done with.
 
-        What came back is live again without its results, so it loses the rows as well: they are opened anew.
+        What came back meanwhile is live again without its results, so it loses the rows as well: they are opened anew.
+        What left and is under work keeps them: its worker may write a result yet, and the next sweep takes it.
         """
-        came_back: list[str] = []
+        stay: list[str] = []
         with self._engine.begin() as connection:
             for part in chunks(sorted(object_ids)):
-                these = OBJECTS.c.object_id.in_(part)
+                lock_work(connection, WORK.c.object_id.in_(part))  # no claim begins from here on
+                held = _held(connection, part)
+                stay += held
+                these = OBJECTS.c.object_id.in_(sorted(set(part) - set(held)))
                 gone = update(OBJECTS).where(these, _TO_SWEEP)
                 connection.execute(gone.values(swept_at=time.time(), opened_for=""))
                 back = update(OBJECTS).where(these, IS_LIVE).values(opened_for="")
-                came_back += connection.scalars(back.returning(OBJECTS.c.object_id))
-                connection.execute(delete(WORK).where(WORK.c.object_id.in_(part)))
-        return came_back
+                stay += connection.scalars(back.returning(OBJECTS.c.object_id))
+                connection.execute(delete(WORK).where(WORK.c.object_id.in_(sorted(set(part) - set(held)))))
+        return stay
 
     @retried
     def forget_generation(self, name: str) -> None:
@@ -176,6 +185,13 @@ class RemovalBook:
                     connection.scalars(select(OBJECTS.c.object_id).where(OBJECTS.c.object_id.in_(part), condition))
                 )
         return found
+
+
+def _held(connection: Connection, object_ids: Sequence[str]) -> list[str]:
+    """Return those of these versions that left and that a worker holds."""
+    under_work = select(WORK.c.object_id).where(WORK.c.object_id == OBJECTS.c.object_id, _IS_HELD)
+    query = select(OBJECTS.c.object_id).where(OBJECTS.c.object_id.in_(object_ids), _TO_SWEEP, under_work.exists())
+    return list(connection.scalars(query))
 
 
 def _to_work_row(row: Row[Any]) -> WorkRow:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Engine, Table, and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, Engine, Table, and_, delete, or_, select, update
 from sqlalchemy.engine import Connection
 
 from mm_assets.identity import ObjectVersion
@@ -105,7 +105,7 @@ class RestoringBook:
         with self._engine.begin() as connection:
             before = _known(connection, object_ids)
             _add(connection, OBJECTS, [_version_row(item) for item in versions])
-            known = _known(connection, object_ids)
+            known = _known(connection, object_ids, OBJECTS.c.swept_at.is_(None))  # of what was swept, no result is left
             _add(connection, WORK, [_work_row(item) for item in work if item.object_id in known])
             _take_places(connection, max((item.place for item in versions), default=-1) + 1)
         return len(known - before)
@@ -176,10 +176,10 @@ def _add(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]
         connection.execute(insert_into(connection, table).on_conflict_do_nothing(), [dict(row) for row in rows])
 
 
-def _known(connection: Connection, object_ids: Sequence[str]) -> set[str]:
+def _known(connection: Connection, object_ids: Sequence[str], *those: ColumnElement[bool]) -> set[str]:
     found: set[str] = set()
     for part in chunks(object_ids):
-        found.update(connection.scalars(select(OBJECTS.c.object_id).where(OBJECTS.c.object_id.in_(part))))
+        found.update(connection.scalars(select(OBJECTS.c.object_id).where(OBJECTS.c.object_id.in_(part), *those)))
     return found
 
 

@@ -13,6 +13,8 @@ from typing import ParamSpec, TypeVar
 from sqlalchemy import Engine, Table, event, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, ExceptionContext
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from mm_assets.errors import ConfigError, ServiceError
 
@@ -20,9 +22,19 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 # PostgreSQL's codes for "another transaction was in the way": serialization failure, deadlock.
 _COLLISIONS = frozenset({"40001", "40P01"})
+_READ_ONLY = "25006"  # PostgreSQL's: the server is a standby, or was made read-only
 _WAITS_S = (0.02, 0.1, 0.5, 2.0)
 # SQLite's names, as they begin, for what another try may mend, and for what none will.
-_PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_PROTOCOL", "SQLITE_CANTOPEN")
+_PASSING = (
+    "SQLITE_BUSY",
+    "SQLITE_LOCKED",
+    "SQLITE_FULL",
+    "SQLITE_IOERR",
+    "SQLITE_PROTOCOL",
+    "SQLITE_CANTOPEN",
+    "SQLITE_READONLY",
+    "SQLITE_NOMEM",
+)
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
 
@@ -32,6 +44,18 @@ class LedgerUnavailableError(ServiceError):
 
 class CollisionError(LedgerUnavailableError):
     """Two transactions waited for each other and this one was undone."""
+
+
+class LedgerPool(QueuePool):
+    """Connections that threads share; that all are in use for long is no error of a driver, so it is translated here."""
+
+    def connect(self) -> PoolProxiedConnection:
+        """Lend a connection; raises LedgerUnavailableError."""
+        try:
+            return super().connect()
+        except PoolTimeoutError as error:
+            msg = f"all connections to the ledger are in use ({error}); nothing is lost, a retry helps"
+            raise LedgerUnavailableError(msg) from error
 
 
 def translate_errors(engine: Engine) -> None:
@@ -61,10 +85,14 @@ def _translate(context: ExceptionContext) -> None:
 def _may_pass(context: ExceptionContext) -> bool:
     if context.dialect.name == "sqlite":
         return str(getattr(context.original_exception, "sqlite_errorname", "")).startswith(_PASSING)
-    driver = context.dialect.dbapi
-    return context.is_disconnect or isinstance(
-        context.original_exception,
-        (getattr(driver, "OperationalError"), getattr(driver, "InterfaceError")),  # noqa: B009  mypy knows no names of a driver
+    driver, error = context.dialect.dbapi, context.original_exception
+    return (
+        context.is_disconnect
+        or getattr(error, "pgcode", None) == _READ_ONLY
+        or isinstance(
+            error,
+            (getattr(driver, "OperationalError"), getattr(driver, "InterfaceError")),  # noqa: B009  mypy knows no names of a driver
+        )
     )
 
 

@@ -103,13 +103,12 @@ def upsert(
     if not by_id:
         return PageDelta()
     leave(connection, [row.object_id for row in replaced.values()], "superseded")
-    states = _states(connection, list(by_id))
-    revived = [object_id for object_id, state in states.items() if state != "erased"]
-    _revive(connection, revived, pass_number)
-    new = {object_id: item for object_id, item in by_id.items() if object_id not in states}
+    known = _known(connection, list(by_id))
+    n_revived = _revive(connection, known, pass_number)
+    new = {object_id: item for object_id, item in by_id.items() if object_id not in known}
     _insert(connection, new, replaced, pass_number, shard_objects)
     n_changed = sum(item.version.key in replaced for item in new.values())
-    return PageDelta(len(new) - n_changed, n_changed, len(revived))
+    return PageDelta(len(new) - n_changed, n_changed, n_revived)
 
 
 def _touch(connection: Connection, alias: str, keys: Collection[str], pass_number: int) -> list[Row[Any]]:
@@ -121,16 +120,20 @@ def _touch(connection: Connection, alias: str, keys: Collection[str], pass_numbe
     return list(connection.execute(live.returning(*columns)))
 
 
-def _states(connection: Connection, object_ids: Sequence[str]) -> dict[str, str]:
-    query = select(OBJECTS.c.object_id, OBJECTS.c.state).where(among(OBJECTS.c.object_id, object_ids))
-    return {row.object_id: row.state for row in connection.execute(query)}
+def _known(connection: Connection, object_ids: Sequence[str]) -> set[str]:
+    return set(connection.scalars(select(OBJECTS.c.object_id).where(among(OBJECTS.c.object_id, object_ids))))
 
 
-def _revive(connection: Connection, object_ids: Sequence[str], pass_number: int) -> None:
-    """Bring back versions that were there before (A, B, A): results hold, and a sweep that took them reopens the work."""
-    if object_ids:
-        values = {"state": "live", "seen_pass": pass_number, "left_at": None, "swept_at": None}
-        connection.execute(update(OBJECTS).where(among(OBJECTS.c.object_id, object_ids)).values(**values))
+def _revive(connection: Connection, object_ids: Collection[str], pass_number: int) -> int:
+    """Bring back versions that were there before (A, B, A): results hold, and a sweep that took them reopens the work.
+
+    Whoever erases takes no turns with listings, so only the statement itself can tell what is erased. Returns how many.
+    """
+    if not object_ids:
+        return 0
+    values = {"state": "live", "seen_pass": pass_number, "left_at": None, "swept_at": None}
+    rows = and_(among(OBJECTS.c.object_id, sorted(object_ids)), OBJECTS.c.state != "erased")
+    return connection.execute(update(OBJECTS).where(rows).values(**values)).rowcount
 
 
 def _insert(

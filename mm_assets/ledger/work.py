@@ -18,10 +18,12 @@ from sqlalchemy.engine import Connection, Row
 from mm_assets.errors import Reason
 from mm_assets.ledger.batches import BatchBook, change_work, lock_work, open_rows
 from mm_assets.ledger.clock import epoch_now
-from mm_assets.ledger.progress import these, wanted_by_source
+from mm_assets.ledger.progress import IS_OF_LIVE, these, wanted_by_source
 from mm_assets.ledger.tables import IS_LIVE, OBJECTS, WORK
 from mm_assets.ledger.transactions import retried
 from mm_assets.ledger.versions import KnownObject, chunks, known_object
+
+_HELD_BY_NOBODY: dict[str, Any] = {"batch_id": None, "owner": None, "lease_until": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ class WorkBook(BatchBook):
         """Claim what a batch still has to do under these recipes; rows begun too often die as ``crash_loop`` instead.
 
         An owner whose name ends like that of an earlier one (the same Dagster run, resumed in another pod) takes over
-        what the earlier one held. Rows of other recipes (the code changed since the batch was planned) are left.
+        what the earlier one held. Rows of other recipes (the code changed since the batch was planned) are left, and
+        those of versions that left meanwhile: a sweep may be removing their results.
         """
         return self._claim(_of_batch(batch_id, owner, recipes), owner, lease_s, max_claims)
 
@@ -88,12 +91,14 @@ class WorkBook(BatchBook):
     def claim_objects(
         self, object_ids: Sequence[str], recipes: Mapping[str, str], owner: str, *, lease_s: float
     ) -> list[Claim]:
-        """Claim these steps of these versions whatever their state, unless another worker holds them."""
+        """Claim these steps of those versions that are live, whatever their state, unless another worker holds them."""
         self._open(object_ids)
         claims: list[Claim] = []
         for part in chunks(sorted(object_ids)):
             free = or_(WORK.c.state != "claimed", WORK.c.lease_until < epoch_now())
-            claims += self._claim(and_(WORK.c.object_id.in_(part), these(recipes), free), owner, lease_s, None)
+            claims += self._claim(
+                and_(WORK.c.object_id.in_(part), these(recipes), free, IS_OF_LIVE), owner, lease_s, None
+            )
         return claims
 
     @retried
@@ -113,7 +118,7 @@ class WorkBook(BatchBook):
         with self._engine.begin() as connection:
             lock_work(connection, rows)
             if max_claims is not None:
-                dead = {"state": "dead", "reason": str(Reason.CRASH_LOOP), "changed_at": now}
+                dead = {"state": "dead", "reason": str(Reason.CRASH_LOOP), "changed_at": now} | _HELD_BY_NOBODY
                 dead["error"] = f"the worker died {max_claims} times over this object"
                 connection.execute(update(WORK).where(rows, WORK.c.claims >= max_claims).values(**dead))
             values = {"state": "claimed", "owner": owner, "lease_until": epoch_now() + lease_s, "changed_at": now}
@@ -146,11 +151,12 @@ class WorkBook(BatchBook):
 
     @retried
     def want_again(self, step: str, recipe: str, object_ids: Sequence[str]) -> None:
-        """Reopen rows whose result is lost or damaged, with all their tries."""
-        values = {"state": "wanted", "n_rows": None, "tries": 0, "claims": 0, "not_before": 0.0}
+        """Reopen rows whose result is lost or damaged, with all their tries; what a worker holds it is about to make."""
+        values = {"state": "wanted", "n_rows": None, "tries": 0, "claims": 0, "not_before": 0.0} | _HELD_BY_NOBODY
         with self._engine.begin() as connection:
             for part in chunks(sorted(object_ids)):
                 rows = and_(WORK.c.object_id.in_(part), WORK.c.step == step, WORK.c.recipe == recipe)
+                rows = and_(rows, WORK.c.state != "claimed")
                 change_work(connection, rows, values | {"changed_at": time.time()})
 
     @retried
@@ -182,7 +188,7 @@ class WorkBook(BatchBook):
 def _of_batch(batch_id: str, owner: str, recipes: Mapping[str, str]) -> ColumnElement[bool]:
     run = owner.rpartition("/")[2]
     held_before = and_(WORK.c.state == "claimed", WORK.c.owner.endswith(f"/{run}", autoescape=True))
-    return and_(WORK.c.batch_id == batch_id, or_(WORK.c.state == "wanted", held_before), these(recipes))
+    return and_(WORK.c.batch_id == batch_id, or_(WORK.c.state == "wanted", held_before), these(recipes), IS_OF_LIVE)
 
 
 def _to_claims(connection: Connection, rows: Iterable[Row[Any]]) -> list[Claim]:

@@ -38,7 +38,7 @@ def build_app(workspace: Workspace) -> FastAPI:
     # No pages of documentation: they would load scripts from elsewhere.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.include_router(build_receivers(workspace.settings.events, receiver))
-    app.include_router(build_health(workspace, receiver.tally))
+    app.include_router(build_health(workspace, receiver))
     app.include_router(build_uploads(workspace))
     app.include_router(build_tasks(workspace))
     _add_handlers(app)

@@ -15,27 +15,27 @@ from prometheus_client.registry import Collector
 
 from mm_assets.errors import ServiceError
 from mm_assets.flows.metrics import Sample, collect, count
-from mm_assets.flows.receiving import Tally
+from mm_assets.flows.receiving import Receiver
 from mm_assets.flows.workspace import Workspace
+from mm_assets.ledger import Ledger
 from mm_assets.server.access import require_key
 
 _ANSWER_WITHIN_S = 3.0
 _NAMESPACE = "mm_assets_"
 
 
-def build_health(workspace: Workspace, tally: Tally) -> APIRouter:
+def build_health(workspace: Workspace, receiver: Receiver) -> APIRouter:
     """Build both routes; health is open, metrics need a key where keys are set."""
     router = APIRouter()
-    api_keys = workspace.settings.serve.api_keys
+    api_keys, question = workspace.settings.serve.api_keys, _Question(workspace.ledger)
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Say whether the ledger answers."""
-        try:
-            await asyncio.wait_for(run_in_threadpool(workspace.ledger.check), _ANSWER_WITHIN_S)
-        except TimeoutError:
-            msg = "the ledger does not answer"
-            raise ServiceError(msg) from None
+        """Say whether the ledger answers, and what comes can be stored."""
+        if not receiver.is_alive:
+            msg = "the writer of the inbox is gone"
+            raise ServiceError(msg)
+        await question.ask()
         return {"status": "ok"}
 
     @router.get("/metrics")
@@ -43,11 +43,30 @@ def build_health(workspace: Workspace, tally: Tally) -> APIRouter:
         """Give all metrics in Prometheus' text form."""
         if api_keys:
             require_key(request, api_keys)
-        tally.flush()
+        receiver.tally.flush()
         count(workspace, {})  # the requests of uploads
         return Response(render(collect(workspace)), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return router
+
+
+class _Question:
+    """Asks in a thread, once at a time: whoever asks meanwhile waits for the same answer, so no flood takes threads."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._under_way: asyncio.Task[object] | None = None
+
+    async def ask(self) -> None:
+        """Wait for the answer; raises ServiceError when there is none in time."""
+        if self._under_way is None or self._under_way.done():
+            self._under_way = asyncio.create_task(run_in_threadpool(self._ledger.check))
+            self._under_way.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may wait
+        try:
+            await asyncio.wait_for(asyncio.shield(self._under_way), _ANSWER_WITHIN_S)
+        except TimeoutError:
+            msg = "the ledger does not answer"
+            raise ServiceError(msg) from None
 
 
 def render(samples: Iterable[Sample]) -> bytes:

@@ -4,7 +4,9 @@ Put here: limits on what comes in. Keep out: what it means.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from fastapi import Request
 
@@ -12,6 +14,7 @@ from mm_assets.events.base import DeliveryRefusedError
 
 _EVENTS_WITHIN_S = 10.0
 _STALLED_AFTER_S = 30.0
+_MIN_BYTES_PER_S = 4_096  # on average; a link that is slower than an old modem only holds a place
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -36,21 +39,32 @@ async def read_pieces(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
     n_bytes = 0
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise _too_large(max_bytes)
-    stream = aiter(request.stream())
-    while piece := await _next(stream):
+    stream, patience_s = aiter(request.stream()), _STALLED_AFTER_S
+    while (waited := await _next(stream, patience_s)).piece:
+        piece = waited.piece
+        patience_s = min(_STALLED_AFTER_S, patience_s - waited.seconds + len(piece) / _MIN_BYTES_PER_S)
         n_bytes += len(piece)
         if n_bytes > max_bytes:
             raise _too_large(max_bytes)
         yield piece
 
 
-async def _next(stream: AsyncIterator[bytes]) -> bytes:
-    """Return the next piece, b"" at the end."""
+@dataclass(frozen=True, slots=True)
+class _Waited:
+    """A piece, b"" at the end, and how long it took."""
+
+    piece: bytes
+    seconds: float
+
+
+async def _next(stream: AsyncIterator[bytes], patience_s: float) -> _Waited:
+    started = time.monotonic()
     try:
-        async with asyncio.timeout(_STALLED_AFTER_S):
-            return await anext(stream, b"")
+        async with asyncio.timeout(patience_s):
+            piece = await anext(stream, b"")
     except TimeoutError:
         raise _too_slow() from None
+    return _Waited(piece, time.monotonic() - started)
 
 
 def _too_large(max_bytes: int) -> DeliveryRefusedError:

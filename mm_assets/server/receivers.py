@@ -31,13 +31,15 @@ class Provider:
     ----------
     setting : name of the setting with its secrets; without any the receiver is off
     content_types : what its deliveries may call themselves; '' where they say nothing
-    read : verifies and parses (request, body)
+    read : parses (request, body), and verifies what only the body shows
+    has_tokens : whether its secrets are tokens, which are looked at before the body is read
     """
 
     name: str
     setting: str
     content_types: frozenset[str]
     read: Callable[[Request, bytes, EventSettings], Delivery]
+    has_tokens: bool = True
 
     def secrets(self, events: EventSettings) -> Sequence[str]:
         """Return its secrets."""
@@ -49,13 +51,11 @@ def _read_b2(request: Request, body: bytes, events: EventSettings) -> Delivery:
     return b2.parse(body, request.headers.get(b2.SIGNATURE_HEADER, ""), events.b2_secrets, max_batch=events.max_batch)
 
 
-def _read_tigris(request: Request, body: bytes, events: EventSettings) -> Delivery:
-    _require_token(request, events.tigris_tokens)
+def _read_tigris(_: Request, body: bytes, events: EventSettings) -> Delivery:
     return tigris.parse(body, max_batch=events.max_batch)
 
 
-def _read_s3(request: Request, body: bytes, events: EventSettings) -> Delivery:
-    _require_token(request, events.s3_tokens)
+def _read_s3(_: Request, body: bytes, events: EventSettings) -> Delivery:
     return s3.parse(body, max_batch=events.max_batch)
 
 
@@ -65,7 +65,7 @@ def _require_token(request: Request, tokens: Sequence[str]) -> None:
 
 
 PROVIDERS = (
-    Provider("b2", "b2_secrets", _JSON, _read_b2),
+    Provider("b2", "b2_secrets", _JSON, _read_b2, has_tokens=False),
     Provider("tigris", "tigris_tokens", _JSON, _read_tigris),
     Provider("s3", "s3_tokens", _JSON | {"text/plain"}, _read_s3),  # SNS calls its JSON plain text
 )
@@ -104,6 +104,8 @@ async def _read(provider: Provider, request: Request, events: EventSettings) -> 
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in provider.content_types:
         raise DeliveryRefusedError(415, "content_type", "events are sent as application/json")
+    if provider.has_tokens:
+        _require_token(request, provider.secrets(events))
     return provider.read(request, await read_body(request, events.max_body_bytes), events)
 
 

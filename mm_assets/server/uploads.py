@@ -3,8 +3,8 @@
 Put here: the key as the caller meant it, the body into a file. Keep out: what becomes of the file.
 """
 
-import asyncio
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
@@ -14,6 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
 
 from mm_assets.errors import ServiceError
+from mm_assets.flows.scratch import scratch
 from mm_assets.flows.uploading import check_key, store_upload
 from mm_assets.flows.workspace import Workspace
 from mm_assets.server.access import require_key
@@ -21,6 +22,7 @@ from mm_assets.server.reading import read_pieces
 from mm_assets.settings import SourceSettings
 
 _AT_ONCE = 8
+_HELD_BYTES = 16 << 30  # of all bodies under way, which lie in files; deploy/serve.yaml makes room for them
 _BUFFER_BYTES = 1 << 20
 
 
@@ -42,7 +44,7 @@ register_url_convertor("anytext", _AnyText())
 def build_uploads(workspace: Workspace) -> APIRouter:
     """Build the route."""
     router = APIRouter()
-    free = asyncio.Semaphore(_AT_ONCE)
+    room = _Room()
 
     @router.post("/objects/{rest:anytext}", status_code=201)
     async def upload(request: Request) -> dict[str, Any]:
@@ -51,13 +53,33 @@ def build_uploads(workspace: Workspace) -> APIRouter:
         alias, key = read_place(request.scope["raw_path"])
         source = _find_source(workspace, alias)
         await run_in_threadpool(check_key, workspace, alias, key)
-        if free.locked():
-            msg = f"{_AT_ONCE} uploads are under way; send again later"
-            raise ServiceError(msg)
-        async with free:
+        with room.taken(min(source.max_object_bytes, _promised_bytes(request, source.max_object_bytes))):
             return await _receive(request, workspace, source, key)
 
     return router
+
+
+class _Room:
+    """How many bodies, and bytes of them, may lie here at once; one alone may always."""
+
+    def __init__(self) -> None:
+        self._n_uploads = self._n_bytes = 0
+
+    @contextmanager
+    def taken(self, n_bytes: int) -> Iterator[None]:
+        """Hold room for a body until the block ends; raises ServiceError."""
+        if self._n_uploads and (self._n_uploads >= _AT_ONCE or self._n_bytes + n_bytes > _HELD_BYTES):
+            msg = f"{self._n_uploads} uploads of {self._n_bytes} bytes are under way; send again later"
+            raise ServiceError(msg)
+        self._n_uploads, self._n_bytes = self._n_uploads + 1, self._n_bytes + n_bytes
+        try:
+            yield
+        finally:
+            self._n_uploads, self._n_bytes = self._n_uploads - 1, self._n_bytes - n_bytes
+
+
+def _promised_bytes(request: Request, otherwise: int) -> int:
+    return int(request.headers.get("content-length", otherwise))
 
 
 def read_place(raw_path: bytes) -> tuple[str, str]:
@@ -66,7 +88,7 @@ def read_place(raw_path: bytes) -> tuple[str, str]:
     The decoded path that frameworks offer cannot tell ``%2F`` from ``/`` or ``%252F``.
     """
     parts = raw_path.split(b"/", 3)
-    if len(parts) != 4:
+    if len(parts) != 4 or parts[1] != b"objects":  # routes are found by the decoded path: %2F may have led here
         raise HTTPException(404, "write /objects/{source}/{key}")
     try:
         return unquote_to_bytes(parts[2]).decode("utf-8"), unquote_to_bytes(parts[3]).decode("utf-8")
@@ -84,8 +106,8 @@ def _find_source(workspace: Workspace, alias: str) -> SourceSettings:
 
 
 async def _receive(request: Request, workspace: Workspace, source: SourceSettings, key: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="mm_assets_upload_") as folder:
-        file = Path(folder) / "body.bin"
+    with _translated(), scratch() as folder:
+        file = folder / "body.bin"
         await _save(request, file, source.max_object_bytes)
         uploaded = await run_in_threadpool(store_upload, workspace, source.alias, key, file)
     seen = uploaded.seen
@@ -100,15 +122,20 @@ async def _receive(request: Request, workspace: Workspace, source: SourceSetting
 
 async def _save(request: Request, file: Path, max_bytes: int) -> None:
     """Write the body into a file; memory stays at one buffer."""
+    with file.open("wb", buffering=0) as target:
+        buffer = bytearray()
+        async for piece in read_pieces(request, max_bytes):
+            buffer += piece
+            if len(buffer) >= _BUFFER_BYTES:
+                await run_in_threadpool(_write, target, bytes(buffer))
+                buffer.clear()
+        await run_in_threadpool(_write, target, bytes(buffer))
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
     try:
-        with file.open("wb", buffering=0) as target:
-            buffer = bytearray()
-            async for piece in read_pieces(request, max_bytes):
-                buffer += piece
-                if len(buffer) >= _BUFFER_BYTES:
-                    await run_in_threadpool(_write, target, bytes(buffer))
-                    buffer.clear()
-            await run_in_threadpool(_write, target, bytes(buffer))
+        yield
     except OSError as error:
         msg = f"the upload cannot be kept meanwhile: {error.strerror}; send again later"
         raise ServiceError(msg) from error

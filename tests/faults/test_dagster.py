@@ -48,7 +48,6 @@ def _finish(rig: Rig, driver: Driver) -> None:
         if not requests:
             break
     assert driver.run("refresh_job").success
-    rig.settle(driver.workspace)
 
 
 @alternately("moment", {str(moment): (moment,) for moment in IN_TICK})

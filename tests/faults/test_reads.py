@@ -161,6 +161,7 @@ def test_one_forbidden_object_waits_and_the_others_are_done(rig: Rig) -> None:
     run_once(workspace)
     assert {state for state, _ in rig.states("picture1.png").values()} <= {"done", "skipped"}
     assert {state for state, _ in rig.states("picture0.png").values()} == {"wanted"}
+    assert _max_tries(rig) == 0
     rig.proxy.mend()
 
     rig.settle(workspace)

@@ -22,7 +22,7 @@ from mm_assets.flows.refreshing import needs_refresh
 from mm_assets.flows.workspace import Workspace
 from mm_assets.settings import Location
 from soak import roles
-from soak.stage import ALIAS, GOOD, KILLER, MAX_CLAIMS, MAX_TRIES, POISON, STEPS, STUBBORN, TEXT, Stage
+from soak.stage import ALIAS, GOOD, KILLER, MAX_CLAIMS, MAX_TRIES, POISON, STEPS, STUBBORN, TEXT, Stage, kind_of
 
 _SETTLE_S = 600
 # (state, reason) of each step, by the kind of the object.
@@ -133,7 +133,7 @@ def _ends(evidence: Evidence) -> Iterator[str]:
     """Compare the end of each step of each live version with what its kind must come to."""
     for (version, step), row in evidence.work.items():
         key = evidence.live[version]["key"]
-        expected = _ENDS[key.partition("/")[0]][step]
+        expected = _ENDS[kind_of(key)][step]
         if (row["state"], row["reason"]) != expected:
             yield f"{step} of {key} ended {row['state']} {row['reason']}, not {expected}: {row['error']}"
         if row["tries"] > MAX_TRIES or row["claims"] > MAX_CLAIMS:

@@ -30,9 +30,10 @@ from mm_assets.flows.removing import sweep
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger.inbox import Hint
 from mm_assets.media.sandbox import die_with
-from soak.stage import ALIAS, GOOD, KILLER, POISON, STUBBORN, TEXT, Stage
+from soak.stage import ALIAS, GOOD, KILLER, POISON, STUBBORN, TEXT, Stage, kind_of
 
-_IDLE_S = 0.1
+_IDLE_S = {"worker": 0.1, "lister": 1.0, "refresher": 3.0}
+_POLL_S = 0.1
 # One of so many new objects, at a fixed place among them, is of this kind.
 _RARE = {POISON: (50, 7), STUBBORN: (100, 13), TEXT: (100, 63), KILLER: (200, 31)}
 _OVERWRITES, _DELETES = 0.08, 0.04
@@ -54,7 +55,7 @@ def live(role: str, stage: Stage, parent: int) -> None:
         except Exception as error:  # noqa: BLE001  the checker judges what was written down
             note_error(stage, role, error)
         if is_idle:
-            time.sleep(_IDLE_S)
+            time.sleep(_IDLE_S[role])
 
 
 def belong_to(parent: int) -> None:
@@ -73,7 +74,6 @@ def note_error(stage: Stage, role: str, error: Exception) -> None:
 
 def work(workspace: Workspace) -> bool:
     """Plan a little and process it, as ``mm ingest`` does."""
-    free_lost_work(workspace)
     planned = [batch for batches in plan_batches(workspace, limit=2).values() for batch in batches]
     for batch in planned:
         for _ in process_batch(workspace, batch.batch_id):
@@ -82,7 +82,8 @@ def work(workspace: Workspace) -> bool:
 
 
 def look(workspace: Workspace) -> bool:
-    """Drain the inbox, then list for a moment."""
+    """Drain the inbox, list for a moment, and free what the dead held, as a sensor does."""
+    free_lost_work(workspace)
     drained = drain_inbox(workspace, deadline_s=2.0)
     found = discover(workspace, ALIAS, deadline_s=2.0)
     return found.has_changes or bool(drained.n_hints)
@@ -120,7 +121,7 @@ class Mutator:
     def write_new(self) -> None:
         """Write an object under a new key."""
         kind = next((kind for kind, (every, at) in _RARE.items() if self._n_made % every == at), GOOD)
-        key = f"{kind}/{self._n_made:06d}" + (".txt" if kind == TEXT else ".png")
+        key = f"{self._n_made % 10}/{self._n_made:06d}-{kind}" + (".txt" if kind == TEXT else ".png")
         self._keys.append(key)
         self._write(key)
 
@@ -138,7 +139,7 @@ class Mutator:
 
     def _write(self, key: str) -> None:
         self._n_made += 1
-        kind = key.partition("/")[0]
+        kind = kind_of(key)
         etag = self._store.put(key, draw(kind, self._random.randrange(1 << 62)))
         _append(self._stage.journal, {"op": "put", "key": key, "etag": etag})
 
@@ -197,13 +198,13 @@ def _to_hint(line: Mapping[str, Any]) -> Hint:
 def _follow(file: Path) -> Iterator[dict[str, Any] | None]:
     """Yield the lines that are added to a file from now on; None when there is none for a moment."""
     while not file.exists():
-        time.sleep(_IDLE_S)
+        time.sleep(_POLL_S)
     with file.open(encoding="utf-8") as lines:
         lines.seek(0, os.SEEK_END)
         while True:
             line = lines.readline()
             if not line:
-                time.sleep(_IDLE_S)
+                time.sleep(_POLL_S)
             yield json.loads(line) if line else None
 
 

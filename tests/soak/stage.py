@@ -3,11 +3,13 @@
 Put here: servers, settings, the kinds of objects, the workspace of a process. Keep out: what the processes do.
 """
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,14 +26,19 @@ from mm_assets.media.decode import decode_file
 from mm_assets.media.guard import DecodedMedia
 from mm_assets.media.segments import SegmentWriter
 from mm_assets.media.worker import SEGMENTS_NAME, Ending
-from mm_assets.settings import MediaLimits, load_settings
+from mm_assets.settings import MediaLimits, Settings, load_settings
 
 ALIAS = "source"
 STEPS = ("raw_objects", "segments", "visual_embeddings", "media_quality")
 LEASE_S = 2.0
 MAX_TRIES, MAX_CLAIMS = 3, 8
-# Kinds of objects by the first part of the key, and how each must end.
+# Kinds of objects; the key says which.
 GOOD, POISON, STUBBORN, KILLER, TEXT = "good", "poison", "stubborn", "killer", "text"
+
+
+def kind_of(key: str) -> str:
+    """Return the kind of an object, by the end of its key's stem."""
+    return key.rpartition("-")[2].partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -55,13 +62,17 @@ class Stage:
         """One line of JSON for each error that ended a turn of a process."""
         return self.folder / "errors.jsonl"
 
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings, read once for all processes that are forked later."""
+        return load_settings(self.config_file)
+
     def open(self) -> Workspace:
         """Open the workspace of this process."""
-        settings = load_settings(self.config_file)
-        workspace = open_fake_workspace(settings, fails_on=f"{STUBBORN}/", failing_step="visual_embeddings")
+        workspace = open_fake_workspace(self.settings, fails_on=STUBBORN, failing_step="visual_embeddings")
         vision = workspace.extractors["visual_embeddings"]
         killing = KillingVision(vision.card, None, vision.place)
-        killing.fails_on = f"{STUBBORN}/"
+        killing.fails_on = STUBBORN
         cast("dict[str, Any]", workspace.extractors)["visual_embeddings"] = killing
         return workspace
 
@@ -70,7 +81,7 @@ class KillingVision(FakeVision):
     """Vectors of pictures; a killer's picture kills this process, as a model that runs out of memory might."""
 
     def _extract(self, segments: pa.Table) -> pa.Table:
-        if any(key.startswith(f"{KILLER}/") for key in segments["key"].to_pylist()):
+        if any(kind_of(key) == KILLER for key in segments["key"].to_pylist()):
             os.kill(os.getpid(), signal.SIGKILL)
         return super()._extract(segments)
 
@@ -104,6 +115,7 @@ def warm() -> None:
     for module, name in ((ends, "_BACKOFF_S"), (ends, "_SERVICE_WAIT_S"), (hints, "_WAIT_S")):
         assert hasattr(module, name)
         setattr(module, name, 0.2)
+    gc.freeze()  # what was imported stays shared between the processes
 
 
 @contextmanager
@@ -130,6 +142,7 @@ def set_stage(folder: Path, store: str, ledger: str) -> Iterator[Stage]:
         # Half of a few hundred objects may be replaced between two passes.
         values["refresh"] = {"shard_objects": 500, "gone_brake": 0.9}
         stage.config_file.write_text(yaml.safe_dump(values), encoding="utf-8")
+        assert stage.settings.state == folder / "state"
         yield stage
 
 

@@ -109,7 +109,7 @@ def _swap_results(stage: Stage) -> None:
     other.write_bytes(data)
 
 
-_ONE = select(OBJECTS.c.object_id).where(OBJECTS.c.key.like("good/%")).limit(1).scalar_subquery()
+_ONE = select(OBJECTS.c.object_id).where(OBJECTS.c.key.like("%-good.png")).limit(1).scalar_subquery()
 _ITS_WORK = update(WORK).where(WORK.c.object_id == _ONE)
 _HINT = {"event_id": "e", "provider": "s3", "alias": "source", "key": "k", "key_hash": "h", "received_at": 1.0}
 _ERROR = '{"role": "worker", "kind": "KeyError", "is_ours": false, "text": "a traceback"}\n'

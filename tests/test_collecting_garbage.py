@@ -117,13 +117,13 @@ def test_unfinished_uploads_go_where_we_write(make_workspace: Make) -> None:
 
 
 def test_an_incomplete_ledger_is_refused(make_workspace: Make) -> None:
-    """A lost ledger knows nothing, so everything would look like garbage."""
+    """Before all sources were listed, what it does not know would look like garbage."""
     place = make_workspace("picture0.png")
     ingest(place.open())
-    place.lose_ledger()
+    place.write_settings(aliases=("source", "other"))
     before = _files(place.lake)
 
-    with pytest.raises(ConfigError, match="incomplete"):
+    with pytest.raises(ConfigError, match="not every source was listed"):
         _collect(place.open(), NOW)
 
     assert _files(place.lake) == before

@@ -273,14 +273,14 @@ def failed_checks(driver: Driver) -> set[str]:
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     result = defs.resolve_job_def("check_job").execute_in_process(instance=driver.instance, run_config=quiet)
     evaluations = result.get_asset_check_evaluations()
-    assert len(evaluations) == 6
+    assert len(evaluations) == 7
     return {f"{item.asset_key.to_user_string()}.{item.check_name}" for item in evaluations if not item.passed}
 
 
 def test_refresh_publishes_every_table_and_every_check_passes(refreshed: Driver) -> None:
     """After a refresh all tables are there, row counts are Dagster's too, and every promise holds."""
     tables = {path.name for path in (refreshed.place.lake / "tables").iterdir()}
-    assert tables == {*STEPS, *JUDGEMENT_TABLES, "step_states"}
+    assert tables == {*STEPS, *JUDGEMENT_TABLES, "step_states", "published.json"}
     assert failed_checks(refreshed) == set()
 
 

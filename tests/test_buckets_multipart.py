@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ConnectionClosedError
 from s3_server import Answer, fault_server, make_client, moto_server
 
-from mm_assets.buckets import multipart
+from mm_assets.buckets import multipart, traffic
 from mm_assets.buckets.base import BreakerOpenError, ObjectNotFoundError
 from mm_assets.buckets.retry import Retry
 from mm_assets.buckets.s3 import Limits, S3Store
@@ -146,8 +146,12 @@ def test_failed_uploads_leave_nothing(client: Any, store: S3Store, file: Path) -
 
 
 @pytest.mark.fault(25)
-def test_uploads_are_aborted_behind_an_open_breaker(client: Any, store: S3Store, file: Path) -> None:
+def test_uploads_are_aborted_behind_an_open_breaker(
+    client: Any, store: S3Store, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A bucket that failed until its breaker opened is asked once more to drop the parts."""
+    monkeypatch.setattr(traffic, "OPEN_AFTER", 3)
+    monkeypatch.setattr(traffic, "OPEN_AFTER_S", 0.0)
     down = say(503, b"<Error><Code>SlowDown</Code></Error>")
     spoil(client, "UploadPart", *[down] * 1_000)
     with pytest.raises(BreakerOpenError):

@@ -112,7 +112,14 @@ def test_all_checks_pass(demo: Demo) -> None:
         e.dagster_event.event_specific_data.check_name: e.dagster_event.event_specific_data.passed for e in events
     }  # type: ignore[union-attr]
     assert results == dict.fromkeys(
-        ("schemas_are_exact", "ids_are_unique", "vectors_are_unit", "index_rows_are_live_rows"), True
+        (
+            "schemas_are_exact",
+            "ids_are_unique",
+            "vectors_are_unit",
+            "index_rows_are_live_rows",
+            "dead_letters_are_few",
+        ),
+        True,
     )
 
 

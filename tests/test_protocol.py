@@ -5,10 +5,11 @@ whose random moments let repairs mask a wrong order.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from flow_driver import plan, process
+from flow_driver import column, plan, process
 from places import Place
 
 from mm_assets.buckets.base import ObjectNotFoundError
@@ -16,16 +17,18 @@ from mm_assets.flows import dead_letters, receipts, removing
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.generations import TAXONOMY
 from mm_assets.flows.hints import drain_inbox
+from mm_assets.flows.processing import process as process_claims
 from mm_assets.flows.publishing import publish_steps, stale_step_shards
 from mm_assets.flows.refreshing import freeze_taxonomy
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import Lake
-from mm_assets.ledger import KnownObject
+from mm_assets.ledger import KnownObject, SeenObject
 from mm_assets.ledger.catalog import Catalog
 from mm_assets.ledger.dead import DeadBook, DeadFilter
 from mm_assets.ledger.inbox import Hint
 from mm_assets.ledger.removals import RemovalBook
 from mm_assets.ledger.work import WorkBook
+from mm_assets.media.guard import MediaWorker
 
 Make = Callable[..., Place]
 WRITES = ((Lake, "write_result"), (Lake, "upload_result"), (Lake, "write_dead_letter"))
@@ -158,6 +161,36 @@ def test_a_dropped_letter_keeps_its_record_until_the_ledger_lets_go(
     assert list(workspace.lake.dead_letters()) == []
 
 
+def test_steps_open_in_the_commit_that_says_there_are_segments(
+    make_workspace: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill right after segments are done at last leaves no step that is skipped for want of them."""
+    place = make_workspace("broken.png")
+    workspace = place.open()
+    discover(workspace, "source")
+    process(workspace)
+    known, owner = _object(workspace, "broken.png"), "host/1/again"
+    claims = workspace.ledger.work.claim_objects(
+        [known.object_id], {"segments": workspace.recipes["segments"]}, owner, lease_s=60
+    )
+    decode = MediaWorker.decode
+
+    def decode_another(worker: MediaWorker, _: Path, folder: Path) -> Any:
+        return decode(worker, place.media / "picture0.png", folder)
+
+    def look() -> list[str]:
+        rows = {str(row["step"]): row for row in workspace.ledger.work.states(known.object_id)}
+        waiting = sorted(step for step, row in rows.items() if row["reason"] == "segments_dead")
+        return waiting if rows["segments"]["state"] == "done" else []
+
+    monkeypatch.setattr(MediaWorker, "decode", decode_another)
+    watch = Watch(monkeypatch, look, (WorkBook, "finish"))
+    assert len(list(process_claims(workspace, claims, owner, ""))) == 1
+
+    assert (watch.found, watch.n_looks) == ([], 2)
+    assert workspace.ledger.work.n_waiting(dict(workspace.recipes)) == 1
+
+
 # -- events ------------------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +247,40 @@ def test_what_the_ledger_calls_published_is_in_the_lake(make_workspace: Make, mo
     assert watch.found == []
     assert watch.n_looks == 6 * published.n_written
     assert published.n_written >= 4
+
+
+@pytest.mark.parametrize(
+    ("point", "n_calls", "shard_objects"),
+    [("set_shard_file", 2, 2), ("forget_shard_files", 1, 1)],
+    ids=["written", "withdrawn"],
+)
+def test_a_version_that_returns_after_a_killed_publish_is_in_the_tables(
+    make_workspace: Make, monkeypatch: pytest.MonkeyPatch, point: str, n_calls: int, shard_objects: int
+) -> None:
+    """The ledger wants the very file that it knew, and the lake has another one, or none."""
+    _, workspace = _known(make_workspace, "picture0.png", "picture1.png", refresh={"shard_objects": shard_objects})
+    known = _object(workspace, "picture1.png")
+    workspace.ledger.objects.retire("source", [known.object_id], ())
+
+    real, calls = getattr(Catalog, point), []
+
+    def die(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == n_calls:
+            raise _KilledError
+        real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, point, die)
+        with pytest.raises(_KilledError):
+            publish_steps(workspace)
+    seen = SeenObject(known.version, known.size_bytes, known.modified_at)
+    workspace.ledger.objects.record_hinted("source", [seen], (), shard_objects=shard_objects)
+    publish_steps(workspace)
+
+    tables = {table for table, _ in workspace.ledger.catalog.shard_files()} - {"transcripts"}  # of sounds only
+    assert len(tables) >= 8
+    assert [table for table in sorted(tables) if "picture1.png" not in column(workspace, table)] == []
 
 
 def test_what_a_pointer_names_is_in_the_lake(make_workspace: Make, monkeypatch: pytest.MonkeyPatch) -> None:

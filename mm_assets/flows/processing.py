@@ -129,11 +129,8 @@ def _process_group(workspace: Workspace, group: list[Prepared], judge: Judge, le
 
 
 def _settle(workspace: Workspace, ended: Sequence[tuple[Prepared, tuple[StepEnd, ...]]]) -> None:
-    """Do what follows from ends that the ledger took: steps that waited, records that are untrue now, meters."""
+    """Do what follows from ends that the ledger took: records that are untrue now, meters."""
     over = [(item.claim.known.object_id, end) for item, its_ends in ended for end in its_ends]
-    for object_id, end in over:
-        if end.step == "segments" and end.state == "done":
-            workspace.ledger.work.reopen(object_id, "segments_dead")
     good = [(object_id, end.step) for object_id, end in over if end.state in {"done", "skipped"}]
     dead_letters.remove_records(workspace, good)
     metrics.count(workspace, _meters([end for _, end in over]))

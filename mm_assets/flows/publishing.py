@@ -313,6 +313,7 @@ def _withdraw(workspace: Workspace) -> int:
     gone = withdrawn_shards(workspace, known | workspace.lake.shard_files() if is_listed(workspace) else known)
     for name, shard in gone:
         intend_rows(workspace, name, shard, pa.chunked_array([], pa.string()))
+        workspace.ledger.catalog.doubt_shard_file(name, shard)
         workspace.lake.store.erase(workspace.lake.shard_key(name, shard))
     workspace.ledger.catalog.forget_shard_files(gone)
     shown = shown_tables(workspace)

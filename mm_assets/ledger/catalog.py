@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, Table, delete, func, select
+from sqlalchemy import Engine, Table, delete, func, select, update
 from sqlalchemy.engine import Connection
 
 from mm_assets.ledger.locks import keeps_lock
@@ -17,7 +17,8 @@ from mm_assets.ledger.tables import GENERATIONS, PUBLISHED, SHARD_FILES
 from mm_assets.ledger.transactions import insert_into, retried
 
 PUBLISH_LOCK = "publish"
-# The fingerprint of a file whose writer lost the lock: it equals none, so the next publish writes the file again.
+# Equals no fingerprint, so that the next publish writes the file again: of a file whose writer lost the lock, and of one
+# that is being replaced or removed.
 OVERTAKEN = "overtaken"
 
 
@@ -95,6 +96,17 @@ class Catalog:
             values = {"fingerprint": file.fingerprint if is_ours else OVERTAKEN, "n_rows": file.n_rows}
             values["published_at"] = time.time()
             _replace(connection, SHARD_FILES, {"name": file.name, "shard": file.shard}, values)
+
+    @retried
+    def doubt_shard_file(self, name: str, shard: int) -> None:
+        """Note that a published file, if there is one, is about to be removed.
+
+        A process killed after that leaves no file where the ledger knew one, and what the next publish wants may be just
+        what it knew: a version that left and came back.
+        """
+        row = update(SHARD_FILES).where(SHARD_FILES.c.name == name, SHARD_FILES.c.shard == shard)
+        with self._engine.begin() as connection:
+            connection.execute(row.values(fingerprint=OVERTAKEN))
 
     @retried
     def forget_shard_files(self, names: Sequence[tuple[str, int]]) -> None:

@@ -139,6 +139,7 @@ class WorkBook(BatchBook):
     def finish(self, ends: Sequence[Finished]) -> list[bool]:
         """Write ends, each only where its token is still the latest; returns which were accepted.
 
+        Steps that were skipped because an object had no segments are opened with the commit that says it has some.
         Can be repeated when the answer was lost: an end that is written already is accepted and not written again.
         """
         with self._engine.begin() as connection:
@@ -147,6 +148,7 @@ class WorkBook(BatchBook):
             changes = [_change(end, row) for end, row in zip(ends, found, strict=True) if _is_held(end, row)]
             if changes:
                 connection.execute(_END, changes)
+                _reopen(connection, [change["of_object"] for change in changes if _has_segments(change)])
         return [_is_held(end, row) or _is_written(end, row) for end, row in zip(ends, found, strict=True)]
 
     @retried
@@ -158,14 +160,6 @@ class WorkBook(BatchBook):
                 rows = and_(WORK.c.object_id.in_(part), WORK.c.step == step, WORK.c.recipe == recipe)
                 rows = and_(rows, WORK.c.state != "claimed")
                 change_work(connection, rows, values | {"changed_at": time.time()})
-
-    @retried
-    def reopen(self, object_id: str, reason: str) -> None:
-        """Reopen rows that were skipped for a reason which no longer holds."""
-        rows = and_(WORK.c.object_id == object_id, WORK.c.state == "skipped", WORK.c.reason == reason)
-        values = {"state": "wanted", "reason": None, "changed_at": time.time()}
-        with self._engine.begin() as connection:
-            change_work(connection, rows, values)
 
     # -- giving back ---------------------------------------------------------------------------------------------
 
@@ -219,6 +213,18 @@ def _lock_rows(connection: Connection, object_ids: Iterable[str]) -> dict[tuple[
         query = select(WORK).where(WORK.c.object_id.in_(part)).order_by(*order).with_for_update()
         found.update(((row.object_id, row.step, row.recipe), row) for row in connection.execute(query))
     return found
+
+
+def _has_segments(change: Mapping[str, Any]) -> bool:
+    return bool(change["of_step"] == "segments" and change["state"] == "done")
+
+
+def _reopen(connection: Connection, object_ids: Sequence[str]) -> None:
+    """Open the steps that these objects' missing segments had ended; the caller holds all their rows."""
+    values = {"state": "wanted", "reason": None, "changed_at": time.time()}
+    for part in chunks(sorted(object_ids)):
+        waited = and_(WORK.c.object_id.in_(part), WORK.c.state == "skipped", WORK.c.reason == "segments_dead")
+        connection.execute(update(WORK).where(waited).values(**values))
 
 
 def _is_held(end: Finished, row: Row[Any] | None) -> bool:

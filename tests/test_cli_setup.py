@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cli_driver import mm
+from flow_driver import ingest
 from places import Place
 from s3_server import KEY_ID, SECRET, make_client, moto_server
 
@@ -101,6 +102,19 @@ def test_doctor_finds_a_good_place(make_workspace: Callable[..., Place]) -> None
     assert {"settings", "source source", "lake", "ledger", "weights", "disk", "sandbox", "device"} <= set(found)
     assert not [f for group in found.values() for f in group if f["status"] == "FAIL"]
     assert not [path for path in place.lake.rglob("*") if path.is_file()]
+
+
+def test_doctor_tells_a_lake_whose_ledger_is_lost(make_workspace: Callable[..., Place]) -> None:
+    """The ledger works and knows nothing of what the lake holds: what ``mm rebuild-ledger`` is for."""
+    place = make_workspace("picture0.png")
+    ingest(place.open())
+    place.lose_ledger()
+
+    found = findings("-c", str(place.config_file), code=1)
+
+    assert [finding["status"] for finding in found["lake"]] == ["ok", "FAIL"]
+    assert "mm rebuild-ledger" in found["lake"][1]["message"]
+    assert found["ledger"][0]["status"] == "ok"
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from mm_assets.errors import ConfigError, ObjectError, Reason, ServiceError
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.hints import Drained, drain_inbox
 from mm_assets.flows.workspace import Workspace
+from mm_assets.identity import ObjectVersion
+from mm_assets.ledger import SeenObject
 from mm_assets.ledger.inbox import Hint
 from mm_assets.settings import Settings
 
@@ -219,6 +221,48 @@ def test_a_key_that_the_store_cannot_hold_is_refused(make_workspace: MakePlace) 
     assert (refusal.shown_key, refusal.reason) == ("a/../../b\\x1b[31m", "policy")
     assert (place.lake / "dead_letters" / refusal.refusal_id / "discovery.json").is_file()
     assert workspace.ledger.inbox.depth() == 0
+
+
+def test_objects_that_come_and_go_do_not_count_for_the_brake(make_workspace: MakePlace) -> None:
+    """Temporary files that events brought and took, before any listing saw them, hold nothing up."""
+    workspace, store = known(make_workspace)
+    temporary = [f"temporary{number:03}" for number in range(150)]
+    store.etags |= dict.fromkeys(temporary, "1")
+    tell(workspace, *temporary)
+    assert drain_inbox(workspace).n_new == 150
+    for key in temporary:
+        del store.etags[key]
+    tell(workspace, *temporary)
+
+    assert drain_inbox(workspace).n_gone == 150
+
+    del store.etags["n000"]
+    found = discover(workspace, "source")
+    assert (found.n_gone, found.alarm) == (1, None)
+    assert live(workspace) == store.etags
+
+
+def test_a_version_that_comes_after_its_head_stays(make_workspace: MakePlace) -> None:
+    """What a listing records between the HEAD that says absent and the write is not retired by it."""
+    workspace, store = known(make_workspace)
+    del store.etags["n000"]
+    tell(workspace, "n000")
+    shard_objects = workspace.settings.refresh.shard_objects
+
+    def record_late(_: str, key: str) -> None:
+        if key != "n000" or "n000" in late:
+            return
+        late.append(key)
+        version = ObjectVersion("source", "n000", "of-the-listing")
+        workspace.ledger.objects.record_hinted("source", [SeenObject(version, 1, 1.0)], (), shard_objects=shard_objects)
+
+    late: list[str] = []
+    store.before = record_late
+    drain_inbox(workspace)
+
+    assert late == ["n000"]
+    assert workspace.ledger.inbox.depth() == 0
+    assert live(workspace)["n000"] == "of-the-listing"
 
 
 def test_a_flood_of_deletions_is_held(make_workspace: MakePlace) -> None:

@@ -16,7 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from mm_assets.errors import MmAssetsError
+from mm_assets.buckets.base import Store
+from mm_assets.errors import ConfigError, MmAssetsError
 from mm_assets.settings import Location, Settings, SourceSettings, find_config_file, load_settings
 
 Status = Literal["ok", "warn", "FAIL"]
@@ -98,7 +99,7 @@ def _source(source: SourceSettings, settings: Settings) -> Iterator[Finding]:
 
 
 def _lake(settings: Settings) -> Iterator[Finding]:
-    """Write, read back and delete an object under a name of ours."""
+    """Write, read back and delete an object under a name of ours, then ask whether the ledger is this lake's."""
     from mm_assets.resources.s3 import open_store
 
     lake = settings.lake
@@ -112,8 +113,25 @@ def _lake(settings: Settings) -> Iterator[Finding]:
         store.delete(key)
     if is_same:
         yield Finding("ok", "lake", f"{lake.uri} can be listed, written, read and deleted from")
+        yield from _binding(settings, store)
     else:
         yield Finding("FAIL", "lake", f"{lake.uri} gave back other bytes than were written; do not use this store")
+
+
+def _binding(settings: Settings, store: Store) -> Iterator[Finding]:
+    from mm_assets.flows.workspace import check_binding
+    from mm_assets.lake import Lake
+    from mm_assets.ledger import Ledger, LedgerUnavailableError
+
+    ledger = Ledger(settings.ledger_location)
+    try:
+        check_binding(ledger, Lake(store))
+    except ConfigError as error:
+        yield Finding("FAIL", "lake", str(error))
+    except LedgerUnavailableError:
+        return  # the ledger's own probe tells it
+    finally:
+        ledger.close()
 
 
 def _clock(settings: Settings) -> Iterator[Finding]:

@@ -241,7 +241,7 @@ class Runner:
     def finish(self, started: float) -> Summary:
         """Count what there is now."""
         ledger, recipes = self._workspace.ledger, dict(self._workspace.recipes)
-        self._summary.counts = ledger.work.counts(recipes) if recipes else {}
+        self._summary.counts = ledger.work.counts(recipes, self._aliases) if recipes else {}
         self._summary.n_waiting = ledger.work.n_waiting(recipes, self._aliases) if recipes else 0
         for (table, _), file in ledger.catalog.shard_files().items():
             self._summary.n_rows[table] = self._summary.n_rows.get(table, 0) + file.n_rows

@@ -65,7 +65,9 @@ def read_status(workspace: "Workspace") -> dict[str, Any]:
 
 def _counts(workspace: "Workspace") -> dict[tuple[str, str, str | None], int]:
     recipes = dict(workspace.recipes)
-    return dict(sorted(workspace.ledger.work.counts(recipes).items(), key=str)) if recipes else {}
+    return (
+        dict(sorted(workspace.ledger.work.counts(recipes, list(workspace.sources)).items(), key=str)) if recipes else {}
+    )
 
 
 def _source(workspace: "Workspace", alias: str) -> dict[str, Any]:

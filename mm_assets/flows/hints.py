@@ -17,7 +17,7 @@ from mm_assets.flows.locking import BusyError, held
 from mm_assets.flows.looking import look, pause
 from mm_assets.flows.refusing import refuse
 from mm_assets.flows.workspace import Workspace
-from mm_assets.ledger import SeenObject
+from mm_assets.ledger import KnownObject, SeenObject
 from mm_assets.ledger.inbox import WaitingHint
 
 _CHUNK = 500  # keys looked at together, and settled in one transaction for each source and outcome
@@ -106,9 +106,12 @@ class _Drainer:
             self._look(alias, {hint.key: hint for hint in hints})
 
     def _look(self, alias: str, hints: Mapping[str, WaitingHint]) -> None:
+        live = self._workspace.ledger.objects.live_at_key(
+            alias, hints
+        )  # before: what comes later is not what is absent
         looked = look(self._workspace, alias, list(hints), ends_at=self._ends_at)
         self._record(alias, list(looked.there.values()), [hints[key] for key in looked.there])
-        self._retire(alias, [hints[key] for key in looked.absent])
+        self._retire(alias, {key: hints[key] for key in looked.absent}, live)
         for key, error in looked.failed.items():
             self._bear(alias, hints[key], error)
         unasked = [hints[key] for key in hints.keys() - looked.answered]
@@ -126,14 +129,14 @@ class _Drainer:
         n_as_known = len(seen) - delta.n_new - delta.n_changed - delta.n_revived
         self._count(n_new=delta.n_new, n_changed=delta.n_changed, n_revived=delta.n_revived, n_unchanged=n_as_known)
 
-    def _retire(self, alias: str, hints: Sequence[WaitingHint]) -> None:
+    def _retire(self, alias: str, hints: Mapping[str, WaitingHint], live: Mapping[str, KnownObject]) -> None:
         """Retire what was live; where that is too much at once, the next listing raises the alarm for a person."""
         objects = self._workspace.ledger.objects
-        live = objects.live_at_key(alias, [hint.key for hint in hints])
-        is_braked = brake(self._workspace, objects.scan(alias), len(live)) is not None
-        gone = [] if is_braked else [known.object_id for known in live.values()]
-        self._settle(alias, hints, gone)
-        self._count(n_gone=len(gone), n_braked=len(live) - len(gone), n_unchanged=len(hints) - len(live))
+        absent = [live[key].object_id for key in hints if key in live]
+        is_braked = brake(self._workspace, objects.scan(alias), objects.n_listed(alias, absent)) is not None
+        gone = [] if is_braked else absent
+        self._settle(alias, list(hints.values()), gone)
+        self._count(n_gone=len(gone), n_braked=len(absent) - len(gone), n_unchanged=len(hints) - len(absent))
 
     def _bear(self, alias: str, hint: WaitingHint, error: Exception) -> None:
         """Put off what failed, longer each time; refuse a key that the store cannot hold or never describes."""

@@ -21,9 +21,8 @@ def refuse(workspace: Workspace, alias: str, names: Sequence[tuple[str, str]]) -
     """
     if not names:
         return 0
-    known = {refusal.refusal_id for refusal in workspace.ledger.objects.refusals()}
     refusals = {item.refusal_id: item for item in (_to_refusal(alias, name, why) for name, why in names)}
-    fresh = [item for refusal_id, item in refusals.items() if refusal_id not in known]
+    fresh = [refusals[refusal_id] for refusal_id in sorted(workspace.ledger.objects.unrefused(list(refusals)))]
     for _, written in answers(lambda item: _write(workspace, item), fresh, ends_at=float("inf")):
         if isinstance(written, Exception):
             raise written

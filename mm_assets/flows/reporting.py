@@ -77,7 +77,7 @@ def _rows(workspace: Workspace) -> list[dict[str, Any]]:
         rows.append(
             {"bucket": source.alias, "step": None, "state": "live", "reason": _alarms(scan), "n_objects": n_live}
         )
-    counts = workspace.ledger.work.counts(dict(workspace.recipes))
+    counts = workspace.ledger.work.counts(dict(workspace.recipes), list(workspace.sources))
     for (step, state, reason), n in sorted(counts.items(), key=str):
         rows.append({"bucket": None, "step": step, "state": state, "reason": reason, "n_objects": n})
     return rows

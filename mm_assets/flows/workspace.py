@@ -66,18 +66,7 @@ class Workspace:
             The ledger belongs to another lake, or knows nothing of what this one holds.
         """
         ledger, lake = self.unbound_ledger, self.lake
-        is_half = ledger.restoring.is_under_way()
-        is_new = not is_half and ledger.restoring.is_empty()
-        lake_id = lake.find_id()  # after them: whoever recorded anything had named the lake before
-        if not to_rebuild and (is_half or (is_new and lake.is_used())):
-            msg = (
-                f"{lake.uri} is in use, but the ledger at {ledger.url.render_as_string()} does not know its history; "
-                "if the ledger was lost, run `mm rebuild-ledger --yes`, otherwise choose another `lake.uri`"
-            )
-            raise ConfigError(msg)
-        if lake_id is None and not is_new:
-            msg = f"this ledger belongs to lake {ledger.bound_lake()}, but {lake.uri} holds none; correct `lake.uri`"
-            raise ConfigError(msg)
+        lake_id = check_binding(ledger, lake, to_rebuild=to_rebuild)
         bound = ledger.bind_lake(lake_id)
         if lake_id is None:
             lake.write_id(bound)
@@ -94,6 +83,32 @@ class Workspace:
     def close(self) -> None:
         """Release the database."""
         self.unbound_ledger.close()
+
+
+def check_binding(ledger: Ledger, lake: Lake, *, to_rebuild: bool = False) -> str | None:
+    """Return the id of the lake that this ledger belongs to, or may; None where both are new. Nothing is written.
+
+    Raises
+    ------
+    ConfigError
+        As of ``Workspace.bind``.
+    """
+    is_half = ledger.restoring.is_under_way()
+    is_new = not is_half and ledger.restoring.is_empty()
+    lake_id, known = lake.find_id(), ledger.bound_lake()  # after them: whoever recorded anything named the lake before
+    if not to_rebuild and (is_half or (is_new and lake.is_used())):
+        msg = (
+            f"{lake.uri} is in use, but the ledger at {ledger.url.render_as_string()} does not know its history; "
+            "if the ledger was lost, run `mm rebuild-ledger --yes`, otherwise choose another `lake.uri`"
+        )
+        raise ConfigError(msg)
+    if lake_id is None and not is_new:
+        msg = f"this ledger belongs to lake {known}, but {lake.uri} holds none; correct `lake.uri`"
+        raise ConfigError(msg)
+    if known is not None and lake_id is not None and known != lake_id:
+        msg = f"this ledger belongs to lake {known}, but `lake.uri` leads to {lake_id}; use another `state`"
+        raise ConfigError(msg)
+    return lake_id
 
 
 def reserved_prefixes(source: SourceSettings, settings: Settings) -> tuple[str, ...]:

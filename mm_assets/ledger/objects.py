@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy.engine import Connection
 
 from mm_assets.ledger import inbox
 from mm_assets.ledger.scans import LostCursorError, Scan, ScanBook, calls_today, lock_scan, set_scan
@@ -117,10 +118,17 @@ class ObjectBook(ScanBook):
         """Let versions leave because of events, and settle these, in one transaction; returns how many left."""
         with self._engine.begin() as connection:
             row = lock_scan(connection, alias)
+            n_listed = _n_listed(connection, alias, object_ids, row.finished_at)
             n = leave(connection, object_ids, "gone", OBJECTS.c.alias == alias)
-            set_scan(connection, alias, n_gone_by_event=row.n_gone_by_event + n)
+            set_scan(connection, alias, n_gone_by_event=row.n_gone_by_event + n_listed)
             inbox.settle(connection, settled)
         return n
+
+    def n_listed(self, alias: str, object_ids: Sequence[str]) -> int:
+        """Count those of these live versions that a complete pass may have seen: younger ones come and go at will."""
+        with self._reader.connect() as connection:
+            row = connection.execute(select(SCANS.c.finished_at).where(SCANS.c.alias == alias)).one_or_none()
+            return _n_listed(connection, alias, object_ids, row.finished_at if row else None)
 
     def n_missing(self, alias: str) -> int:
         """Count the live versions that the current pass has not seen; meaningful once the pass has ended."""
@@ -154,6 +162,15 @@ class ObjectBook(ScanBook):
         return n
 
     # -- names that no key can hold ------------------------------------------------------------------------------
+
+    def unrefused(self, refusal_ids: Sequence[str]) -> set[str]:
+        """Return those of these names that are not refused yet."""
+        new = set(refusal_ids)
+        with self._reader.connect() as connection:
+            for part in chunks(refusal_ids):
+                known = select(REFUSALS.c.refusal_id).where(REFUSALS.c.refusal_id.in_(part))
+                new.difference_update(connection.scalars(known))
+        return new
 
     @retried
     def refuse(self, refusals: Sequence[Refusal]) -> int:
@@ -253,3 +270,12 @@ class ObjectBook(ScanBook):
 def _missing(alias: str) -> ColumnElement[bool]:
     current = select(SCANS.c.pass_number).where(SCANS.c.alias == alias).scalar_subquery()
     return and_(IS_LIVE, OBJECTS.c.alias == alias, OBJECTS.c.seen_pass < current)
+
+
+def _n_listed(connection: Connection, alias: str, object_ids: Sequence[str], finished_at: float | None) -> int:
+    """Count the live versions among these that were there before the last complete pass ended; all before the first."""
+    here = and_(IS_LIVE, OBJECTS.c.alias == alias)
+    if finished_at is not None:
+        here = and_(here, OBJECTS.c.first_seen_at <= finished_at)
+    parts = (select(func.count()).where(here, OBJECTS.c.object_id.in_(part)) for part in chunks(sorted(object_ids)))
+    return sum(int(connection.scalar(query) or 0) for query in parts)

@@ -62,26 +62,33 @@ class WorkReader:
         self._engine = engine
         self._reader = engine.execution_options(mm_reads=True)
 
-    def counts(self, recipes: Mapping[str, str]) -> dict[tuple[str, str, str | None], int]:
-        """Count the work on live versions by (step, state, reason)."""
+    def counts(
+        self, recipes: Mapping[str, str], aliases: Collection[str] | None = None
+    ) -> dict[tuple[str, str, str | None], int]:
+        """Count the work on live versions of these sources, or of all, by (step, state, reason)."""
         query = (
             select(WORK.c.step, WORK.c.state, WORK.c.reason, func.count())
             .where(_OF_LIVE, these(recipes))
             .group_by(WORK.c.step, WORK.c.state, WORK.c.reason)
         )
+        if aliases is not None:
+            elsewhere = select(OBJECTS.c.object_id).where(OBJECTS.c.alias.not_in(list(aliases)))
+            query = query.where(WORK.c.object_id.not_in(elsewhere))
         with self._reader.connect() as connection:
             counts: dict[tuple[str, str, str | None], int] = {
                 (step, state, reason): n for step, state, reason, n in connection.execute(query)
             }
-            for step, n in self._n_lacking(connection, recipes).items():
+            for step, n in self._n_lacking(connection, recipes, aliases).items():
                 counts[step, "wanted", None] = counts.get((step, "wanted", None), 0) + n
         return counts
 
     @staticmethod
-    def _n_lacking(connection: Connection, recipes: Mapping[str, str]) -> dict[str, int]:
+    def _n_lacking(
+        connection: Connection, recipes: Mapping[str, str], aliases: Collection[str] | None
+    ) -> dict[str, int]:
         """Count the rows that are not open yet, by step."""
         lacking: dict[str, int] = {}
-        for alias, wants in wanted_by_source(connection).items():
+        for alias, wants in wanted_by_source(connection, aliases).items():
             asked = {step: recipes[step] for step in wants if step in recipes}
             for versions in unopened(alias, wants):
                 n = int(connection.scalar(_count(versions)) or 0)

@@ -28,7 +28,7 @@ class Scan:
 
     Attributes
     ----------
-    n_gone_by_event : versions that left by an event since the last complete pass
+    n_gone_by_event : versions that the last complete pass saw and that left by an event since
     n_calls : listing calls today (GMT)
     paused_until, pause_reason : when a daily cap ends, seconds since the epoch; may be over
     events_alarm : why no events come

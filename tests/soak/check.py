@@ -60,7 +60,10 @@ def wait_until_quiet(stage: Stage, parent: int) -> None:
 
 
 def _is_busy(workspace: Workspace) -> bool:
-    return bool(workspace.ledger.inbox.depth() or workspace.ledger.work.n_waiting(dict(workspace.recipes)))
+    return bool(
+        workspace.ledger.inbox.depth()
+        or workspace.ledger.work.n_waiting(dict(workspace.recipes), list(workspace.sources))
+    )
 
 
 def check(stage: Stage) -> Verdict:

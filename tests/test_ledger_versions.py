@@ -396,6 +396,11 @@ def test_a_step_that_one_source_does_not_ask_for_is_not_wanted_of_it(ledger: Led
     ledger.work.want("b", RECIPES)
 
     assert ledger.work.counts(RECIPES) == {("segments", "wanted", None): 2, ("faces", "wanted", None): 1}
+    assert ledger.work.counts(RECIPES, ["sounds"]) == {("segments", "wanted", None): 1}
+    ledger.work.open_work("sounds", {"segments": "r1"}, 10)
+    ledger.work.open_work("b", RECIPES, 10)
+    assert ledger.work.counts(RECIPES, ["sounds"]) == {("segments", "wanted", None): 1}
+    assert ledger.work.counts(RECIPES, ["b"]) == {("segments", "wanted", None): 1, ("faces", "wanted", None): 1}
 
 
 def test_a_version_that_comes_back_after_the_sweep_is_done_again(ledger: Ledger) -> None:

@@ -62,9 +62,10 @@ def find_violations(evidence: Evidence) -> list[str]:
 
 
 def find_broken_promises(evidence: Evidence) -> list[str]:
-    """Return what a ledger may never say, not even between two writes: an end whose file is not there."""
+    """Return what a ledger may never say of a live version, not even between two writes: an end without its file."""
     names = {"done": _result_name, "dead": _letter_name}
-    rows = evidence.rows("SELECT object_id, step, recipe, state FROM work WHERE state IN ('done', 'dead')")
+    ends = "SELECT object_id, step, recipe, state FROM work WHERE state IN ('done', 'dead')"
+    rows = [row for row in evidence.rows(ends) if row["object_id"] in evidence.live]
     files = ((row, names[row["state"]](row["object_id"], row["step"], row["recipe"])) for row in rows)
     return [f"{row['step']} is {row['state']} without {file}" for row, file in files if file not in evidence.names]
 

@@ -51,13 +51,22 @@ def test_bytes_that_change_with_each_reading_are_never_handed_out(tmp_path: Path
 
 
 def test_an_etag_that_is_no_md5_costs_one_reading_more(tmp_path: Path) -> None:
-    """The same bytes twice are the object, whatever its ETag looks like; the store then stops comparing."""
+    """The same bytes twice, as many as HEAD says, are the object, whatever its ETag looks like; that ends comparing."""
     with fault_server(answer(DATA, etag="0" * 32)) as server:
         store = make_store(server)
         assert store.download("k", tmp_path / "t").stored.etag == "0" * 32
-        assert len(server.requests) == 2
+        assert [request.split()[0] for request in server.requests] == ["GET", "GET", "HEAD"]
         assert store.read("k") == DATA
-        assert len(server.requests) == 3
+        assert len(server.requests) == 4
+
+
+@pytest.mark.fault(11)
+def test_the_same_bytes_of_another_length_are_read_again() -> None:
+    """A cache that adds the same bytes each time gives no object: HEAD says how long it is."""
+    longer, short = answer(DATA + b"!"), answer(DATA)
+    with fault_server(longer, longer, short, longer, short, short) as server:  # GET, GET, HEAD, GET, HEAD, GET
+        assert make_store(server).read("k") == DATA
+        assert [request.split()[0] for request in server.requests] == ["GET", "GET", "HEAD", "GET", "HEAD", "GET"]
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ class S3Store:
             answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **arguments)
             with answer["Body"] as raw:  # leaving early drops the connection, and with it the rest of the body
                 stored = _to_described(key, answer)
-                verify = partial(self._refuse_damage, stored.etag, seen) if self._is_md5(answer) else None
+                verify = partial(self._refuse_damage, stored, seen) if self._is_md5(answer) else None
                 return use(stored, answer, self._body(raw, answer["ContentLength"], verify))
 
         return self._requests.run("get_object", key, attempt)
@@ -244,15 +244,21 @@ class S3Store:
         is_digest = _MD5.fullmatch(normalize_etag(answer["ETag"])) is not None
         return self._etags_are_md5 and is_digest and not is_keyed and "ContentRange" not in answer
 
-    def _refuse_damage(self, etag: str, seen: set[str], md5: str) -> None:
-        """Read again what does not match its ETag; the same bytes twice are the object, and the ETag is no MD5 here."""
-        if md5 == etag.lower():
+    def _refuse_damage(self, stored: StoredObject, seen: set[str], md5: str) -> None:
+        """Read again what does not match its ETag.
+
+        The same bytes twice, as many as HEAD says, are the object, and the ETag is no MD5 here.
+        """
+        if md5 == stored.etag.lower():
             return
-        if md5 in seen:
+        if md5 in seen and self.head(stored.key).size_bytes == stored.size_bytes:
             self._etags_are_md5 = False
             return
         seen.add(md5)
-        msg = f"{self.uri}: the MD5 of what was read is {md5}, its ETag {etag}; it may have been damaged on its way"
+        msg = (
+            f"{self.uri}: the MD5 of what was read is {md5}, its ETag {stored.etag}; "
+            "it may have been damaged on its way"
+        )
         raise TransientError(msg)
 
     def _refuse_change(self, stored: StoredObject, etag: str | None) -> None:

@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEMO_OUT ?= demo/out
 
+# Most of the time these tests wait: for leases, services that fail, processes that start.
+FAULTS := $(BIN)/python -m pytest -n 6 --dist worksteal tests/faults
 SOAK ?= --seconds 600 --objects 10000
 
 .DEFAULT_GOAL := help
@@ -30,8 +32,9 @@ server-programs:
 demo: $(STAMP) programs  ## install everything and run the main job on the demo media, offline
 	$(BIN)/mm demo --out $(DEMO_OUT)
 
-test: $(STAMP) programs  ## run the tests (but for the fault suite and the soak, which have targets of their own)
+test: $(STAMP) programs  ## run the tests, and of the fault suite the part on moto and SQLite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/soak
+	$(FAULTS) -k moto-sqlite
 
 check: $(STAMP)  ## lint, format, types, import contracts, documentation
 	$(BIN)/ruff check .
@@ -42,7 +45,7 @@ check: $(STAMP)  ## lint, format, types, import contracts, documentation
 	$(BIN)/python scripts/generate_docs.py --check
 
 faults: $(STAMP) programs server-programs  ## the faults of docs/guarantees.md by number, on moto and rclone, SQLite and PostgreSQL
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
+	$(FAULTS)
 
 mutations: $(STAMP) programs  ## plant protocol bugs in a copy of the code: each must be caught by a test
 	$(BIN)/python scripts/mutations.py

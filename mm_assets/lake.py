@@ -84,11 +84,11 @@ class Lake:
         return True
 
     def n_result_rows(self, step: str, recipe: str, object_id: str) -> int | None:
-        """Count the rows of a result from its footer; None where there is no result."""
+        """Count the rows of a result from its footer; None where there is none, or a damaged one, which is made again."""
         try:
             with RangeFile(self.store, self.result_key(step, recipe, object_id)) as file:
                 return int(pq.read_metadata(file).num_rows)
-        except ObjectNotFoundError:
+        except (ObjectNotFoundError, pa.ArrowException, OSError):  # failures of the store are our own errors
             return None
 
     def write_result(

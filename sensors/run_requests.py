@@ -21,6 +21,9 @@ TICK_S = 40.0  # Dagster gives a tick 60
 _LATE_S = 15.0  # beyond this over its time a tick may not be heard any more
 _RUNS_PER_TICK = 20  # each costs 0.3-0.5 s to create
 _UNHEARD_S = 600.0  # a request that became no run by then never will
+# A run that has ended claims nothing any more. Whatever else Dagster says of one, it may still do so.
+_ENDED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
+_MAY_CLAIM = [status for status in dg.DagsterRunStatus if status not in _ENDED]
 _RETIRING_S = 15.0  # what some hundred keys that leave Dagster cost
 
 
@@ -54,14 +57,17 @@ def ask_for_runs(context: dg.SensorEvaluationContext, opened: Workspace, ends_at
 
 
 def _free_unheard(instance: dg.DagsterInstance, opened: Workspace) -> None:
-    """Give back batches without a run: the daemon died between the sensor's answer and the launch."""
+    """Give back batches that no run will claim: the daemon died before the launch, or the run ended before its work.
+
+    Only rows that are not claimed are given back, so a run that ends or begins meanwhile loses nothing.
+    """
     work = opened.ledger.work
-    lost = [batch_id for batch_id in work.unstarted(_UNHEARD_S) if not _has_run(instance, batch_id)]
+    lost = [batch_id for batch_id in work.unstarted(_UNHEARD_S) if not _may_be_claimed(instance, batch_id)]
     work.release_batches(lost)
 
 
-def _has_run(instance: dg.DagsterInstance, batch_id: str) -> bool:
-    return instance.get_runs_count(dg.RunsFilter(tags={"mm_assets/batch": batch_id})) > 0
+def _may_be_claimed(instance: dg.DagsterInstance, batch_id: str) -> bool:
+    return instance.get_runs_count(dg.RunsFilter(tags={"mm_assets/batch": batch_id}, statuses=_MAY_CLAIM)) > 0
 
 
 def _filled(opened: Workspace, planned: list[tuple[str, Batch]]) -> Iterator[tuple[str, Batch, list[KnownObject]]]:

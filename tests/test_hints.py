@@ -127,18 +127,24 @@ def fail_often(workspace: Workspace, n: int) -> None:
         workspace.ledger.inbox.put_off(hint.inbox_ids, -1.0)
 
 
-def test_no_number_of_failures_is_too_many(make_workspace: MakePlace) -> None:
-    """A service that fails for months does not end the draining; its hint is still put off for an hour."""
+@pytest.mark.parametrize("error", [ServiceError("503"), ConfigError("403")])
+def test_no_number_of_failures_is_too_many(make_workspace: MakePlace, error: Exception) -> None:
+    """A service or a setting that is wrong for months condemns no key: it is put off, and found when that is mended."""
     workspace, store = known(make_workspace, 1)
-    store.before = raising(ServiceError("503"), operation="head")
+    store.etags |= {"key": "1"}
+    store.before = raising(error, operation="head")
     tell(workspace, "key")
     fail_often(workspace, 1_100)
     assert drain_inbox(workspace) == Drained(n_hints=1, n_put_off=1)
+    assert workspace.ledger.objects.refusals() == []
+    store.before = lambda *_: None
+    workspace.ledger.inbox.put_off([row.inbox_id for row in inbox_rows(workspace)], -1.0)
+    assert drain_inbox(workspace) == Drained(n_hints=1, n_new=1)
 
 
-@pytest.mark.parametrize("error", [ConfigError("400"), OverflowError("of a date")])
+@pytest.mark.parametrize("error", [OverflowError("of a date"), RuntimeError("bug")])
 def test_a_key_that_is_never_described_is_refused(make_workspace: MakePlace, error: Exception) -> None:
-    """What fails for half a day, and not for the service's sake, is told once and asked for no more."""
+    """What fails for half a day, and not for the service's or the settings' sake, is told once and asked for no more."""
     workspace, store = known(make_workspace, 1)
     store.before = raising(error, operation="head")
     tell(workspace, "key")

@@ -1,5 +1,6 @@
 """The database below the ledger: creation, upgrades, faults, locks."""
 
+import re
 import sqlite3
 import threading
 import time
@@ -10,14 +11,16 @@ from typing import Any
 
 import pytest
 from postgres_server import fresh_database
-from sqlalchemy import create_engine, event, inspect, select, text
+from sqlalchemy import create_engine, event, inspect, make_url, select, text
 from sqlalchemy.pool import NullPool
 
+import mm_assets.ledger as ledger_package
 from mm_assets.errors import ConfigError, ServiceError
 from mm_assets.identity import ObjectVersion
 from mm_assets.ledger import Claim, Finished, Ledger, LedgerUnavailableError, LostCursorError, SeenObject, ShardFile
 from mm_assets.ledger.tables import OBJECTS, WORK
 from mm_assets.ledger.transactions import CollisionError
+from mm_assets.ledger.urls import show_url
 
 RECIPES = {"segments": "r1", "faces": "r2"}
 NEEDS = {"faces": {"segments": "r1"}}
@@ -545,11 +548,40 @@ def test_what_is_asked_often_reads_no_whole_table(tmp_path: Path) -> None:
     ledger.close()
 
 
-def test_a_password_is_not_shown(tmp_path: Path) -> None:
-    """Messages go to logs."""
-    url = f"postgresql+psycopg2://user:hunter2@/none?host={tmp_path}"
+@pytest.mark.parametrize("url", ["user:hunter2@/none?host={}", "user@/none?password=hunter2&host={}"])
+def test_a_password_is_not_shown(tmp_path: Path, url: str) -> None:
+    """Messages go to logs; a URL may hold a password before the host or among its parameters."""
     with pytest.raises(LedgerUnavailableError, match="ledger_url") as caught:
-        Ledger(url)
+        Ledger("postgresql+psycopg2://" + url.format(tmp_path))
 
     assert "hunter2" not in str(caught.value)
     assert "user" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:hunter2@h:5432/db", "postgresql://u:***@h:5432/db"),
+        ("postgresql://u@h/db?password=hunter2&sslmode=require", "postgresql://u@h/db?password=***&sslmode=require"),
+        (
+            "postgresql://u:hunter2@h/db?PASSWORD=hunter2&password=hunter2",
+            "postgresql://u:***@h/db?PASSWORD=***&password=***",
+        ),
+        ("postgresql://u@h/db?password=hunter2&password=hunter2", "postgresql://u@h/db?password=***"),
+        ("postgresql://h/db?passfile=hunter2", "postgresql://h/db?passfile=***"),
+        ("postgresql://h/db?sslkey=hunter2&sslpassword=hunter2", "postgresql://h/db?sslkey=***&sslpassword=***"),
+        ("postgresql://h/db?keepalives=1&connect_timeout=5", "postgresql://h/db?connect_timeout=5&keepalives=1"),
+        ("sqlite:////tmp/ledger.db", "sqlite:////tmp/ledger.db"),
+    ],
+)
+def test_a_shown_url_has_no_secret(url: str, shown: str) -> None:
+    """Passwords and keys are masked wherever they stand; what helps to find the database stays."""
+    assert show_url(make_url(url)) == shown
+
+
+def test_a_url_is_nowhere_shown_as_it_is() -> None:
+    """Every message about the ledger's place uses the masked form."""
+    code = Path(ledger_package.__file__).parent.parent
+    bare = re.compile(r"render_as_string|\{\s*(?:\w+\.)*(?:ledger|engine|self)\.url\s*[}!:]")
+    found = {file.name for file in code.rglob("*.py") if bare.search(file.read_text(encoding="utf-8"))}
+    assert found == {"urls.py"}

@@ -17,11 +17,12 @@ from places import Place
 from s3_server import KEY_ID, SECRET, Answer, fault_server, moto_server
 
 from mm_assets.errors import ConfigError, ServiceError
+from mm_assets.flows.asking import answer
 from mm_assets.flows.b2_rules import check_b2_rules
 from mm_assets.flows.pulling import Pulled, pull_queues
 from mm_assets.flows.queues import Message, Sqs
 from mm_assets.flows.workspace import Workspace
-from mm_assets.settings import SqsQueue
+from mm_assets.settings import SourceSettings, SqsQueue
 from sensors.queued_events import queued_events_sensor
 
 MakePlace = Callable[..., Place]
@@ -366,6 +367,32 @@ def test_api_that_hangs_is_left_at_the_deadline(make_workspace: MakePlace, monke
     assert time.monotonic() - started < 5
     assert check_b2_rules(workspace, deadline_s=0.0) == {}
     assert asked == [1]
+    may_end.set()
+
+
+def test_source_that_hangs_does_not_use_up_the_time_of_others(
+    make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each source has its share of the time, so the others are asked, and what one leaves is theirs."""
+    may_end, lasts_s = Event(), list[float]()
+
+    def read(source: SourceSettings, _: str) -> list[Any]:
+        if source.alias == "source":
+            may_end.wait(20)
+        return []
+
+    def note(ask: Callable[[], Any], *, ends_at: float) -> Any:
+        lasts_s.append(ends_at - time.monotonic())
+        return answer(ask, ends_at=ends_at)
+
+    monkeypatch.setattr("mm_assets.flows.b2_rules._read_rules", read)
+    monkeypatch.setattr("mm_assets.flows.b2_rules.answer", note)
+    settings = b2_settings("http://127.0.0.1:9")
+    first, elsewhere = settings["sources"]
+    settings["sources"] = [first, elsewhere, first | {"alias": "second"}, first | {"alias": "third"}]
+    workspace = make_workspace(**settings).open()
+    assert check_b2_rules(workspace, deadline_s=3.0) == {"second": None, "third": None}
+    assert lasts_s == pytest.approx([1.0, 1.0, 2.0], abs=0.5)
     may_end.set()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fakes import HashExtractor
-from flow_driver import column, ingest, process
+from flow_driver import column, ingest, process, refresh
 from places import Place
 
 from mm_assets.errors import ConfigError
@@ -323,3 +323,40 @@ def test_processes_that_begin_at_once_agree_on_the_lake(make_workspace: Make, mo
 
     assert first.ledger.bound_lake() == first.lake.lake_id()
     assert place.open().ledger.bound_lake() == first.lake.lake_id()
+
+
+def test_a_damaged_table_file_does_not_stop_a_rebuild(make_workspace: Make) -> None:
+    """It is not taken over, and the next refresh writes it again."""
+    place = make_workspace(*MEDIA)
+    ingest(place.open())
+    file = next((place.lake / "tables" / "ocr_text").rglob("*.parquet"))
+    file.write_bytes(file.read_bytes()[:-20])
+    place.lose_ledger()
+    workspace = place.open()
+
+    rebuild(workspace)
+    ingest(workspace)
+
+    assert list(find_differences(workspace, deep=True)) == []
+
+
+def test_a_source_that_does_not_answer_does_not_stop_a_rebuild(make_workspace: Make) -> None:
+    """It is told; the others are listed, and the ledger can be used."""
+    place = make_workspace("picture0.png")
+    place.write_settings(aliases=("source", "other"))
+    workspace = place.open()
+    place.add("picture1.png", source="other")
+    for alias in ("source", "other"):
+        discover(workspace, alias)
+    process(workspace)
+    refresh(workspace)
+    place.lose_ledger()
+    (place.folder / "other").rename(place.folder / "away")
+    workspace = place.open()
+
+    done = rebuild(workspace)
+
+    assert list(done.alarms) == ["other"]
+    (place.folder / "away").rename(place.folder / "other")
+    workspace = place.open()
+    assert [discover(workspace, alias).has_changes for alias in ("source", "other")] == [False, False]

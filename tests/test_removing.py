@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from flow_driver import column, ingest, process, refresh
 from places import Place
+from traces import traces
 
 from mm_assets.errors import ConfigError
 from mm_assets.flows import receipts, removing
@@ -29,24 +29,6 @@ def _object(workspace: Workspace, key: str) -> KnownObject:
     return workspace.ledger.objects.find(key)[0]
 
 
-def _traces(lake: Path, object_id: str) -> set[str]:
-    """Return the files that name or hold a version, whatever they are, but for receipts and erasures."""
-    found = set()
-    for file in lake.rglob("*"):
-        name = file.relative_to(lake).as_posix()
-        if not file.is_file() or name.startswith(("receipts/", "erasures/")):
-            continue
-        if object_id in name or object_id.encode() in _plain(file):
-            found.add(name)
-    return found
-
-
-def _plain(file: Path) -> bytes:
-    if file.suffix != ".parquet":
-        return file.read_bytes()
-    return str(pq.read_table(file, partitioning=None).to_pydict()).encode()
-
-
 def _receipts(workspace: Workspace) -> list[dict[str, Any]]:
     tables = [receipts.read(workspace, name) for name in sorted(receipts.names(workspace))]
     return [row for table in tables for row in table.to_pylist()]
@@ -62,20 +44,20 @@ def test_nothing_of_a_deleted_object_stays(make_workspace: Make, tmp_path: Path)
     workspace = place.open()
     ingest(workspace)
     gone, broken = _object(workspace, "picture1.png"), _object(workspace, "broken.png")
-    assert {name.split("/")[0] for name in _traces(place.lake, gone.object_id)} >= {
+    assert {name.split("/")[0] for name in traces(place.lake, gone.object_id)} >= {
         "results",
         "tables",
         "indexes",
         "clusters",
     }
-    assert any(name.startswith("dead_letters/") for name in _traces(place.lake, broken.object_id))
+    assert any(name.startswith("dead_letters/") for name in traces(place.lake, broken.object_id))
     for name in ("picture1.png", "broken.png"):
         (place.source / name).unlink()
 
     ingest(workspace)
 
-    assert _traces(place.lake, gone.object_id) == set()
-    assert _traces(place.lake, broken.object_id) == set()
+    assert traces(place.lake, gone.object_id) == set()
+    assert traces(place.lake, broken.object_id) == set()
     assert "picture1.png" not in column(workspace, "anomaly_scores")
     assert workspace.ledger.work.states(gone.object_id) == []
     assert workspace.ledger.removals.n_leaving() == 0
@@ -88,7 +70,7 @@ def test_the_receipt_lists_what_was_removed(make_workspace: Make) -> None:
     workspace = place.open()
     ingest(workspace)
     gone = _object(workspace, "picture1.png")
-    results = {n for n in _traces(place.lake, gone.object_id) if n.startswith("results/")}
+    results = {n for n in traces(place.lake, gone.object_id) if n.startswith("results/")}
     (place.source / "picture1.png").unlink()
 
     ingest(workspace)
@@ -115,7 +97,7 @@ def test_an_overwritten_version_leaves_as_a_deleted_one_does(make_workspace: Mak
 
     ingest(workspace)
 
-    assert _traces(place.lake, old.object_id) == set()
+    assert traces(place.lake, old.object_id) == set()
     assert "picture1.png" in column(workspace, "visual_embeddings")
 
 
@@ -164,9 +146,9 @@ def test_a_version_that_tables_still_show_waits(make_workspace: Make) -> None:
 
     assert sweep(workspace).n_waiting == 1
 
-    assert any(name.startswith("results/") for name in _traces(place.lake, gone.object_id))
+    assert any(name.startswith("results/") for name in traces(place.lake, gone.object_id))
     refresh(workspace)
-    assert _traces(place.lake, gone.object_id) == set()
+    assert traces(place.lake, gone.object_id) == set()
 
 
 def test_a_version_under_work_waits_for_its_end(make_workspace: Make) -> None:
@@ -186,7 +168,7 @@ def test_a_version_under_work_waits_for_its_end(make_workspace: Make) -> None:
     workspace.ledger.work.release("here/1/a")
     refresh(workspace)
 
-    assert _traces(place.lake, known.object_id) == set()
+    assert traces(place.lake, known.object_id) == set()
 
 
 class _KilledError(BaseException):
@@ -203,7 +185,7 @@ def test_a_killed_sweep_is_repeated_with_a_complete_receipt(
     ingest(workspace)
     gone = _object(workspace, "picture1.png")
     orphan = next(path for path in place.lake.rglob(f"{gone.object_id}.parquet") if "ocr_text" in path.parts)
-    results = {n for n in _traces(place.lake, gone.object_id) if n.startswith("results/")}
+    results = {n for n in traces(place.lake, gone.object_id) if n.startswith("results/")}
     (place.source / "picture1.png").unlink()
     discover(workspace, "source")
     # A result whose worker died before it told the ledger.
@@ -215,7 +197,7 @@ def test_a_killed_sweep_is_repeated_with_a_complete_receipt(
     monkeypatch.undo()
     refresh(workspace)
 
-    assert _traces(place.lake, gone.object_id) == set()
+    assert traces(place.lake, gone.object_id) == set()
     assert not orphan.exists()
     rows = _receipts(workspace)
     assert {row["key"] for row in rows if row["what"] == "result"} == results
@@ -358,7 +340,7 @@ def test_an_erased_version_does_not_come_back(make_workspace: Make) -> None:
     ingest(workspace)
 
     [known] = versions
-    assert _traces(place.lake, known.object_id) == set()
+    assert traces(place.lake, known.object_id) == set()
     assert "picture1.png" not in column(workspace, "raw_objects")
     record = (place.lake / "erasures" / f"{known.object_id}.json").read_text()
     assert "picture1" not in record

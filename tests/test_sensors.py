@@ -2,7 +2,7 @@
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +13,6 @@ from places import Place
 
 from mm_assets.buckets.base import DailyCapError
 from mm_assets.buckets.local import LocalStore
-from mm_assets.definitions import build_defs
 from mm_assets.ledger.inbox import Hint
 from mm_assets.partitions import hold_keys, retire_keys
 
@@ -39,6 +38,21 @@ def asked_keys(driver: Driver, tick: Any) -> list[str]:
     """Names of the files whose processing a tick asked for."""
     config = [request.run_config["ops"]["process_batch"]["config"] for request in tick.run_requests]
     return [known.version.key for each in config for known in driver.workspace.ledger.work.objects_of(each["batch_id"])]
+
+
+def add_run(
+    instance: dg.DagsterInstance, job: str, status: dg.DagsterRunStatus, tags: Mapping[str, str] | None = None
+) -> None:
+    """Let Dagster know a run that nobody executes."""
+    from dagster._core.remote_origin import (
+        RegisteredCodeLocationOrigin,
+        RemoteJobOrigin,
+        RemoteRepositoryOrigin,
+    )
+
+    location = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("mm_assets"), "__repository__")
+    origin = RemoteJobOrigin(location, job)
+    instance.add_run(dg.DagsterRun(job_name=job, status=status, tags=tags, remote_job_origin=origin))
 
 
 # -- bucket_objects_sensor ---------------------------------------------------------------------------------------------
@@ -245,9 +259,41 @@ def test_a_request_that_became_no_run_is_made_again(
     monkeypatch.setattr("sensors.run_requests._UNHEARD_S", 0.0)
     [request] = driver.tick(SENSOR).run_requests
     assert request.run_key != unheard.run_key
-    driver.instance.create_run_for_job(
-        build_defs(driver.place.resource()).resolve_job_def("ingest_job"), tags=dict(request.tags)
-    )
+    add_run(instance, request.job_name, dg.DagsterRunStatus.NOT_STARTED, request.tags)
+    assert driver.tick(SENSOR).run_requests == []
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED])
+def test_a_run_that_ended_before_its_work_is_asked_for_again(
+    make_workspace: MakePlace,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    status: dg.DagsterRunStatus,
+) -> None:
+    """What it did not claim waits no longer than for a run that never was; Dagster has not seen the new run key."""
+    driver = driver_of(make_workspace(), instance)
+    write_notes(driver.place, 3)
+    [asked] = driver.tick(SENSOR).run_requests
+    add_run(instance, asked.job_name, status, asked.tags)
+    assert driver.tick(SENSOR).run_requests == []  # not yet
+    monkeypatch.setattr("sensors.run_requests._UNHEARD_S", 0.0)
+    tick = driver.tick(SENSOR)
+    assert asked_keys(driver, tick) == ["note000.txt", "note001.txt", "note002.txt"]
+    assert tick.run_requests[0].run_key != asked.run_key
+    assert tick.run_requests[0].tags["mm_assets/batch"] == tick.run_requests[0].run_key
+
+
+@pytest.mark.parametrize("status", ["NOT_STARTED", "QUEUED", "MANAGED", "STARTING", "STARTED", "CANCELING"])
+def test_a_run_that_may_still_work_keeps_its_batch(
+    make_workspace: MakePlace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    """However long a run waits in Dagster's queue, its batch is not given to another, even if an earlier run failed."""
+    driver = driver_of(make_workspace(), instance)
+    write_notes(driver.place, 3)
+    [asked] = driver.tick(SENSOR).run_requests
+    add_run(instance, asked.job_name, dg.DagsterRunStatus.FAILURE, asked.tags)
+    add_run(instance, asked.job_name, dg.DagsterRunStatus(status), asked.tags)
+    monkeypatch.setattr("sensors.run_requests._UNHEARD_S", 0.0)
     assert driver.tick(SENSOR).run_requests == []
 
 
@@ -393,15 +439,7 @@ def test_one_refresh_at_a_time(
     """While a refresh waits or runs no other is asked for."""
     driver = driver_of(make_workspace("picture0.png", refresh={"min_changed": 1}), instance)
     driver.ingest()
-    from dagster._core.remote_origin import (
-        RegisteredCodeLocationOrigin,
-        RemoteJobOrigin,
-        RemoteRepositoryOrigin,
-    )
-
-    location = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("mm_assets"), "__repository__")
-    origin = RemoteJobOrigin(location, "refresh_job")
-    instance.add_run(dg.DagsterRun(job_name="refresh_job", status=status, remote_job_origin=origin))
+    add_run(instance, "refresh_job", status)
     assert driver.tick(REFRESH).skip_message == "a refresh is under way"
 
 

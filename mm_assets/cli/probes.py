@@ -163,7 +163,7 @@ def _ledger(settings: Settings) -> Iterator[Finding]:
 
     ledger = Ledger(settings.ledger_location)
     try:
-        yield Finding("ok", "ledger", f"{ledger.check()} at {ledger.url}")
+        yield Finding("ok", "ledger", f"{ledger.check()} at {ledger.shown_url}")
     finally:
         ledger.close()
 

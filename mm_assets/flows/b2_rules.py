@@ -27,16 +27,20 @@ _LOG = logging.getLogger(__name__)
 def check_b2_rules(workspace: Workspace, deadline_s: float = 40.0) -> dict[str, str | None]:
     """Set or clear the alarm of each source on Backblaze B2; returns source → alarm of those that could be asked.
 
-    What is not answered in the time stays as it is. Nothing is asked where ``events.b2_secrets`` is empty: then no rule of B2 is meant for us. A source that cannot be
-    asked keeps its alarm, and the log says why.
+    Each source has its share of the time that is left, so one that hangs does not keep the others from being asked.
+    Nothing is asked where ``events.b2_secrets`` is empty: then no rule of B2 is meant for us. A source that cannot be
+    asked, or does not answer in its time, keeps its alarm, and the log says why.
     """
     events, ends_at = workspace.settings.events, time.monotonic() + deadline_s
+    sources = [source for source in workspace.settings.sources if events.b2_secrets and _is_on_b2(source)]
     alarms: dict[str, str | None] = {}
-    for source in workspace.settings.sources if events.b2_secrets else ():
-        if not _is_on_b2(source) or time.monotonic() >= ends_at:
-            continue
+    for n, source in enumerate(sources):
+        now = time.monotonic()
+        if now >= ends_at:
+            break
+        share_ends_at = now + (ends_at - now) / (len(sources) - n)
         try:
-            rules = answer(partial(_read_rules, source, events.b2_api_url), ends_at=ends_at)
+            rules = answer(partial(_read_rules, source, events.b2_api_url), ends_at=share_ends_at)
             alarms[source.alias] = _alarm(source, rules)
         except MmAssetsError as error:
             _LOG.warning("the event rules of source %s cannot be checked: %s", source.alias, error)

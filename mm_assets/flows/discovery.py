@@ -212,12 +212,12 @@ class _Lister:
         try:
             is_decided = alarm is not None or self._decide(objects.missing(self._alias), gone)
         except ServiceError:
-            objects.retire(self._alias, gone, ())
+            objects.retire(self._alias, gone, (), at=scan)
             raise
         if is_decided:
             n_gone = objects.finish_pass(self._alias, gone, alarm, at=scan)
         else:
-            n_gone = objects.retire(self._alias, gone, ())  # kept, so that the next call has less to ask
+            n_gone = objects.retire(self._alias, gone, (), at=scan)  # kept, so that the next call has less to ask
             self.found = replace(self.found, n_unanswered=0)  # it asks for these again
         self.found = replace(self.found, n_gone=n_gone, is_complete=is_decided, alarm=alarm)
         self._meter(scan, n_gone)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from mm_assets.buckets.base import DailyCapError
-from mm_assets.errors import ObjectError, ServiceError
+from mm_assets.errors import ConfigError, ObjectError, ServiceError
 from mm_assets.flows.discovery import brake
 from mm_assets.flows.locking import BusyError, held
 from mm_assets.flows.looking import look, pause
@@ -23,7 +23,7 @@ from mm_assets.ledger.inbox import WaitingHint
 _CHUNK = 500  # keys looked at together, and settled in one transaction for each source and outcome
 _KEEP_DONE_S = 7 * 86_400.0  # an event that is told again within a week is known
 _WAIT_S, _MAX_WAIT_S = 30.0, 3_600.0
-_MAX_FAILS = 20  # over half a day: what fails then is no failure of the service
+_MAX_FAILS = 20  # over half a day: an error that nobody foresaw does not pass by itself any more
 _LOG = logging.getLogger(__name__)
 
 
@@ -139,8 +139,11 @@ class _Drainer:
         self._count(n_gone=len(gone), n_braked=len(absent) - len(gone), n_unchanged=len(hints) - len(absent))
 
     def _bear(self, alias: str, hint: WaitingHint, error: Exception) -> None:
-        """Put off what failed, longer each time; refuse a key that the store cannot hold or never describes."""
-        is_hopeless = hint.fails >= _MAX_FAILS and not isinstance(error, ServiceError)
+        """Put off what failed, longer each time; refuse a key that the store cannot hold or never describes.
+
+        A service that is down and wrong settings (a missing folder, rights withdrawn) are never the key's own fault.
+        """
+        is_hopeless = hint.fails >= _MAX_FAILS and not isinstance(error, ServiceError | ConfigError)
         if isinstance(error, ObjectError) or is_hopeless:
             why = error.message if isinstance(error, ObjectError) else f"{type(error).__name__}: {error}"
             refuse(self._workspace, alias, [(hint.key, why)])

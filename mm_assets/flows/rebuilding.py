@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mm_assets.errors import ConfigError
+from mm_assets.errors import ConfigError, MmAssetsError
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.generations import OF_OBJECTS, TAXONOMY
 from mm_assets.flows.locking import held
@@ -25,7 +25,7 @@ from mm_assets.flows.selecting import Selection
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import ObjectVersion
 from mm_assets.lake import parse_result_key
-from mm_assets.ledger import SeenObject, ShardFile
+from mm_assets.ledger import LedgerUnavailableError, SeenObject, ShardFile
 from mm_assets.ledger.catalog import PUBLISH_LOCK
 from mm_assets.ledger.restoring import UNKNOWN_SIZE, RestoredVersion, RestoredWork
 
@@ -65,8 +65,8 @@ def preview(workspace: Workspace) -> Rebuilt:
     """
     refuse_unless_empty(workspace)
     files = workspace.lake.shard_files()
-    states = [workspace.lake.describe_shard(STATES, shard) for table, shard in files if table == STATES]
-    raws = [workspace.lake.describe_shard("raw_objects", shard) for table, shard in files if table == "raw_objects"]
+    states = [_describe(workspace, STATES, shard) for table, shard in files if table == STATES]
+    raws = [_describe(workspace, "raw_objects", shard) for table, shard in files if table == "raw_objects"]
     return Rebuilt(
         n_versions=sum(found[1] for found in raws if found),
         n_ends=sum(found[1] for found in states if found),
@@ -82,7 +82,7 @@ def refuse_unless_empty(workspace: Workspace) -> None:
     ledger = workspace.unbound_ledger
     if not ledger.restoring.is_empty():
         msg = (
-            f"the ledger at {ledger.url.render_as_string()} is not empty, and a rebuild only fills an empty one; "
+            f"the ledger at {ledger.shown_url} is not empty, and a rebuild only fills an empty one; "
             "move the file away, or name an empty database in `ledger_url`"
         )
         raise ConfigError(msg)
@@ -158,9 +158,17 @@ def _to_work(row: Mapping[str, Any]) -> RestoredWork:
     return RestoredWork(row["object_id"], row["step"], row["recipe"], state, reason, error, row["n_rows"])
 
 
+def _describe(workspace: Workspace, table: str, shard: int) -> tuple[str, int] | None:
+    """Return fingerprint and rows of a published file; None for a damaged one, which the next publish writes again."""
+    try:
+        return workspace.lake.describe_shard(table, shard)
+    except (pa.ArrowException, OSError):  # failures of the store are our own errors
+        return None
+
+
 def _restore_pointers(workspace: Workspace, done: Rebuilt) -> None:
     for table, shard in sorted(workspace.lake.shard_files()):
-        found = workspace.lake.describe_shard(table, shard)
+        found = _describe(workspace, table, shard)
         if found is not None:
             workspace.ledger.catalog.set_shard_file(ShardFile(table, shard, *found))
             done.n_files += 1
@@ -175,18 +183,29 @@ def _restore_pointers(workspace: Workspace, done: Rebuilt) -> None:
 
 
 def _list_sources(workspace: Workspace, done: Rebuilt) -> None:
-    unsized = workspace.ledger.restoring.unsized()
+    """List each source; one that does not answer is told, and the next ingest lists it."""
     for source in workspace.settings.sources:
-        if source.alias in unsized:
-            listed = selected(workspace, source.alias)
-            while part := list(islice(listed, _AT_ONCE)):
-                workspace.ledger.restoring.set_sizes(part)
-        found = discover(workspace, source.alias)
+        try:
+            _set_sizes(workspace, source.alias)
+            found = discover(workspace, source.alias)
+        except LedgerUnavailableError:
+            raise
+        except MmAssetsError as error:
+            done.alarms[source.alias] = f"{error}; once it answers, the next `mm ingest` goes on with it"
+            continue
         done.n_listed += found.n_listed
         if found.alarm or not found.is_complete:
             done.alarms[source.alias] = (
                 found.alarm or "its listing is not complete; the next `mm ingest` goes on with it"
             )
+
+
+def _set_sizes(workspace: Workspace, alias: str) -> None:
+    """Look up the sizes that the lake does not tell."""
+    if alias in workspace.ledger.restoring.unsized():
+        listed = selected(workspace, alias)
+        while part := list(islice(listed, _AT_ONCE)):
+            workspace.ledger.restoring.set_sizes(part)
 
 
 def selected(workspace: Workspace, alias: str) -> Iterator[SeenObject]:

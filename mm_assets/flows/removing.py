@@ -211,7 +211,7 @@ def _results_of(
 ) -> list[Removal]:
     """List the results that the ledger knows, and those that its worker wrote without living to tell."""
     n_rows = {(row.step, row.recipe): row.n_rows for row in rows if row.n_rows is not None}
-    untold = {(row.step, row.recipe) for row in rows if row.state in {"wanted", "claimed"}} | elsewhere
+    untold = {(row.step, row.recipe) for row in rows if row.may_be_untold} | elsewhere
     found = {of for of in untold - n_rows.keys() if workspace.lake.has_result(*of, object_id)}
     keys = {of: workspace.lake.result_key(*of, object_id) for of in sorted(found | n_rows.keys())}
     return [Removal(object_id, "result", key, n_rows.get(of)) for of, key in keys.items()]

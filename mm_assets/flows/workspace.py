@@ -98,7 +98,7 @@ def check_binding(ledger: Ledger, lake: Lake, *, to_rebuild: bool = False) -> st
     lake_id, known = lake.find_id(), ledger.bound_lake()  # after them: whoever recorded anything named the lake before
     if not to_rebuild and (is_half or (is_new and lake.is_used())):
         msg = (
-            f"{lake.uri} is in use, but the ledger at {ledger.url.render_as_string()} does not know its history; "
+            f"{lake.uri} is in use, but the ledger at {ledger.shown_url} does not know its history; "
             "if the ledger was lost, run `mm rebuild-ledger --yes`, otherwise choose another `lake.uri`"
         )
         raise ConfigError(msg)

@@ -25,7 +25,7 @@ from mm_assets.ledger.versions import KnownObject, chunks, known_object
 _SUSPECT_CLAIMS = 2  # starts without an end before an object is run alone
 _MANY = 500  # versions opened at once that change what a planner should know
 _RETRIED_AT_ONCE = 8  # objects that failed before, in one batch
-_NEW_ROW = {"state": "wanted", "tries": 0, "claims": 0, "token": 0, "not_before": 0.0, "replays": 0}
+NEW_ROW = {"state": "wanted", "tries": 0, "claims": 0, "not_before": 0.0, "replays": 0}
 _ROW = (WORK.c.object_id, WORK.c.step, WORK.c.recipe)
 
 
@@ -61,13 +61,18 @@ def open_rows(connection: Connection, object_ids: Sequence[str], recipes: Mappin
     n = 0
     for part in chunks(sorted(object_ids)):
         for step, recipe in sorted(recipes.items()):
-            row = _NEW_ROW | {"step": step, "recipe": recipe, "changed_at": time.time()}
-            new = select(OBJECTS.c.object_id, *map(literal, row.values())).where(OBJECTS.c.object_id.in_(part))
-            into = insert_into(connection, WORK).from_select(["object_id", *row], new, include_defaults=False)
-            n += connection.execute(into.on_conflict_do_nothing()).rowcount
+            row = NEW_ROW | {"step": step, "recipe": recipe, "changed_at": time.time()}
+            n += insert_work(connection, row, OBJECTS.c.object_id.in_(part))
         marked = update(OBJECTS).where(OBJECTS.c.object_id.in_(part)).values(opened_for=mark_of(recipes))
         connection.execute(marked)
     return n
+
+
+def insert_work(connection: Connection, row: Mapping[str, Any], versions: ColumnElement[bool]) -> int:
+    """Open one row for each of these versions that has none; returns how many."""
+    new = select(OBJECTS.c.object_id, OBJECTS.c.last_token, *map(literal, row.values())).where(versions)
+    into = insert_into(connection, WORK).from_select(["object_id", "token", *row], new, include_defaults=False)
+    return connection.execute(into.on_conflict_do_nothing()).rowcount
 
 
 class BatchBook(WorkReader):

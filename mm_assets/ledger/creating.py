@@ -14,9 +14,10 @@ from sqlalchemy.schema import CreateColumn
 from mm_assets.errors import ConfigError
 from mm_assets.ledger.tables import FACTS, METADATA, OBJECTS, short_key
 from mm_assets.ledger.transactions import insert_into, take_turn
+from mm_assets.ledger.urls import show_url
 from mm_assets.ledger.versions import chunks
 
-_SCHEMA = 2
+_SCHEMA = 3
 _ROWS_AT_ONCE = 10_000
 
 
@@ -36,7 +37,7 @@ def create_tables(engine: Engine) -> None:
         if (found := _schema(connection)) == _SCHEMA:
             return
         if found > _SCHEMA:
-            msg = f"the ledger at {engine.url} was made by a later release of mm-assets; upgrade this one"
+            msg = f"the ledger at {show_url(engine.url)} was made by a later release of mm-assets; upgrade this one"
             raise ConfigError(msg)
         _upgrade(connection)
         METADATA.create_all(connection)

@@ -25,6 +25,7 @@ from mm_assets.ledger.restoring import RestoringBook
 from mm_assets.ledger.tables import FACTS
 from mm_assets.ledger.tasks import TaskBook
 from mm_assets.ledger.transactions import LedgerPool, LedgerUnavailableError, insert_into, retried, translate_errors
+from mm_assets.ledger.urls import show_url
 from mm_assets.ledger.work import WorkBook
 
 _BUSY_TIMEOUT_S = 60
@@ -72,7 +73,7 @@ class Ledger:
         except (SQLAlchemyError, LedgerUnavailableError) as error:
             if isinstance(error, LedgerUnavailableError) and not self._is_file:
                 raise
-            msg = f"the ledger at {self.url} cannot be opened ({error.__cause__ or error}); check `ledger_url` and `state`"
+            msg = f"the ledger at {self.shown_url} cannot be opened ({error.__cause__ or error}); check `ledger_url` and `state`"
             raise ConfigError(msg) from error
         self.objects = ObjectBook(self._engine)
         self.work = WorkBook(self._engine)
@@ -85,6 +86,11 @@ class Ledger:
         self.restoring = RestoringBook(self._engine)
         self.comparing = ComparingBook(self._engine)
         self.tasks = TaskBook(self._engine)
+
+    @property
+    def shown_url(self) -> str:
+        """The URL for people, without its secrets."""
+        return show_url(self.url)
 
     @property
     def _is_file(self) -> bool:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, true, update
 from sqlalchemy.engine import Connection
 
 from mm_assets.ledger import inbox
@@ -114,12 +114,18 @@ class ObjectBook(ScanBook):
     # -- what is gone --------------------------------------------------------------------------------------------
 
     @retried
-    def retire(self, alias: str, object_ids: Sequence[str], settled: Sequence[int]) -> int:
-        """Let versions leave because of events, and settle these, in one transaction; returns how many left."""
+    def retire(self, alias: str, object_ids: Sequence[str], settled: Sequence[int], *, at: Scan | None = None) -> int:
+        """Let versions leave, and settle events, in one transaction; returns how many left.
+
+        Parameters
+        ----------
+        at : the pass that missed them; what an event showed meanwhile stays
+        """
+        missed = OBJECTS.c.seen_pass < at.pass_number if at is not None else true()
         with self._engine.begin() as connection:
             row = lock_scan(connection, alias)
             n_listed = _n_listed(connection, alias, object_ids, row.finished_at)
-            n = leave(connection, object_ids, "gone", OBJECTS.c.alias == alias)
+            n = leave(connection, object_ids, "gone", OBJECTS.c.alias == alias, missed)
             set_scan(connection, alias, n_gone_by_event=row.n_gone_by_event + n_listed)
             inbox.settle(connection, settled)
         return n

@@ -6,9 +6,8 @@ Put here: who leaves, what the ledger knows of their results, and forgetting it.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Row, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Engine, and_, delete, func, or_, select, update
 from sqlalchemy.engine import Connection
 
 from mm_assets.ledger.batches import lock_work
@@ -20,6 +19,20 @@ from mm_assets.ledger.transactions import retried
 _ROWS_AT_ONCE = 1_000
 _TO_SWEEP = and_(OBJECTS.c.left_at.is_not(None), OBJECTS.c.swept_at.is_(None))
 _IS_HELD = and_(WORK.c.state == "claimed", WORK.c.lease_until > epoch_now())
+_LAST_TOKEN = func.coalesce(
+    select(func.max(WORK.c.token)).where(WORK.c.object_id == OBJECTS.c.object_id).scalar_subquery(),
+    OBJECTS.c.last_token,
+)
+# Its very bytes give the step nothing, so there never was a result.
+_HAS_NOTHING = and_(WORK.c.state == "skipped", or_(WORK.c.reason == "unsupported", WORK.c.reason.like("no %")))
+_MAY_BE_UNTOLD = and_(WORK.c.n_rows.is_(None), ~_HAS_NOTHING)
+# The record is written before the row says dead, and removed after it says something else.
+_MAY_BE_RECORDED = or_(
+    WORK.c.state == "dead",
+    WORK.c.replays > 0,
+    WORK.c.reason == "dropped",
+    and_(WORK.c.state.in_(("wanted", "claimed")), WORK.c.claims > 0),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +42,14 @@ class WorkRow:
     Attributes
     ----------
     n_rows : rows of the result; None where there is none, as far as the ledger knows
+    may_be_untold : whether a result may lie in the lake of which the ledger does not know, or not any more
     may_be_recorded : whether a dead letter may lie in the lake
     """
 
     step: str
     recipe: str
-    state: str
     n_rows: int | None
+    may_be_untold: bool
     may_be_recorded: bool
 
 
@@ -97,9 +111,16 @@ class RemovalBook:
         found: dict[str, list[WorkRow]] = {object_id: [] for object_id in object_ids}
         with self._reader.connect() as connection:
             for part in chunks(object_ids):
-                query = select(WORK).where(WORK.c.object_id.in_(part)).order_by(WORK.c.step, WORK.c.recipe)
-                for row in connection.execute(query):
-                    found[row.object_id].append(_to_work_row(row))
+                query = select(
+                    WORK.c.object_id,
+                    WORK.c.step,
+                    WORK.c.recipe,
+                    WORK.c.n_rows,
+                    func.coalesce(_MAY_BE_UNTOLD, True),
+                    func.coalesce(_MAY_BE_RECORDED, False),
+                ).where(WORK.c.object_id.in_(part))
+                for object_id, *values in connection.execute(query.order_by(WORK.c.step, WORK.c.recipe)):
+                    found[object_id].append(WorkRow(*values))
         return found
 
     def known_recipes(self) -> set[tuple[str, str]]:
@@ -112,7 +133,7 @@ class RemovalBook:
 
         Work that is done again, or died doing so, no longer tells what the result before it was.
         """
-        may_have = or_(WORK.c.n_rows > 0, and_(WORK.c.n_rows.is_(None), WORK.c.state != "skipped"))
+        may_have = or_(WORK.c.n_rows > 0, func.coalesce(_MAY_BE_UNTOLD, True))
         rows = select(OBJECTS.c.object_id).where(
             _TO_SWEEP,
             or_(
@@ -143,6 +164,7 @@ class RemovalBook:
                 held = _held(connection, part)
                 stay += held
                 these = OBJECTS.c.object_id.in_(sorted(set(part) - set(held)))
+                connection.execute(update(OBJECTS).where(these).values(last_token=_LAST_TOKEN))
                 gone = update(OBJECTS).where(these, _TO_SWEEP)
                 connection.execute(gone.values(swept_at=time.time(), opened_for=""))
                 back = update(OBJECTS).where(these, IS_LIVE).values(opened_for="")
@@ -192,7 +214,3 @@ def _held(connection: Connection, object_ids: Sequence[str]) -> list[str]:
     under_work = select(WORK.c.object_id).where(WORK.c.object_id == OBJECTS.c.object_id, _IS_HELD)
     query = select(OBJECTS.c.object_id).where(OBJECTS.c.object_id.in_(object_ids), _TO_SWEEP, under_work.exists())
     return list(connection.scalars(query))
-
-
-def _to_work_row(row: Row[Any]) -> WorkRow:
-    return WorkRow(row.step, row.recipe, row.state, row.n_rows, row.state == "dead" or row.replays > 0)

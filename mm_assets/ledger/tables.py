@@ -54,6 +54,8 @@ OBJECTS = Table(
     ),  # recipes for which its rows of work were opened
     Column("left_at", Float),  # when it ceased to be live
     Column("swept_at", Float),  # when its results were removed
+    # The highest of its rows of work that were swept: a token never comes twice.
+    Column("last_token", BigInteger, nullable=False, default=0, server_default="0"),
     Index("objects_live_key", "alias", "short_key", unique=True, sqlite_where=_LIVE, postgresql_where=_LIVE),
     Index("objects_in_place", "shard", "place", sqlite_where=_LIVE, postgresql_where=_LIVE),
     Index("objects_to_open", "alias", "opened_for", "place", sqlite_where=_LIVE, postgresql_where=_LIVE),

@@ -6,11 +6,12 @@ Put here: cancelling. Keep out: asking again, which is what dead letters are rep
 import time
 from collections.abc import Mapping
 
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, and_, select, update
 
+from mm_assets.ledger.batches import NEW_ROW, insert_work
 from mm_assets.ledger.progress import these
-from mm_assets.ledger.tables import WORK
-from mm_assets.ledger.transactions import insert_into, retried
+from mm_assets.ledger.tables import IS_LIVE, OBJECTS, WORK
+from mm_assets.ledger.transactions import retried
 
 CANCELLED = "cancelled"
 
@@ -25,14 +26,17 @@ class TaskBook:
     def cancel(self, object_id: str, recipes: Mapping[str, str]) -> int:
         """Skip what is wanted and not begun, also where no row of work was opened yet; returns how many steps.
 
-        What a worker holds goes on to its end. What was to be done again keeps its earlier result.
+        What a worker holds goes on to its end. What was to be done again keeps its earlier result. Of a version that
+        left nothing is opened: it would not be done when it comes back.
         """
         if not recipes:
             return 0
         values = {"state": "skipped", "reason": CANCELLED, "changed_at": time.time()}
-        rows = [{"object_id": object_id, "step": step, "recipe": recipe, **values} for step, recipe in recipes.items()]
+        live = and_(OBJECTS.c.object_id == object_id, IS_LIVE)
         wanted = update(WORK).where(WORK.c.object_id == object_id, WORK.c.state == "wanted", these(recipes))
         with self._engine.begin() as connection:
-            n = connection.execute(wanted.values(**values, batch_id=None, error=None)).rowcount
-            opened = insert_into(connection, WORK).on_conflict_do_nothing().returning(WORK.c.step)
-            return n + len(connection.execute(opened, rows).all())
+            held = wanted.where(select(OBJECTS.c.object_id).where(live).exists())
+            n = connection.execute(held.values(**values, batch_id=None, error=None)).rowcount
+            for step, recipe in sorted(recipes.items()):
+                n += insert_work(connection, NEW_ROW | {"step": step, "recipe": recipe} | values, live)
+        return n

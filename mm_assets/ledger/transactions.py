@@ -17,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from mm_assets.errors import ConfigError, ServiceError
+from mm_assets.ledger.urls import show_url
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -67,7 +68,7 @@ def _translate(context: ExceptionContext) -> None:
     if context.is_pre_ping:
         return  # the pool looks for another connection by itself
     error = context.original_exception
-    place = context.engine.url.render_as_string() if context.engine is not None else "the ledger"
+    place = show_url(context.engine.url) if context.engine is not None else "the ledger"
     said = str(error).strip().partition("\n")[0]
     if getattr(error, "pgcode", None) in _COLLISIONS:
         msg = f"the ledger at {place} undid a transaction that collided with another ({said}); a retry helps"

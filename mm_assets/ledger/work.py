@@ -23,6 +23,7 @@ from mm_assets.ledger.tables import IS_LIVE, OBJECTS, WORK
 from mm_assets.ledger.transactions import retried
 from mm_assets.ledger.versions import KnownObject, chunks, known_object
 
+_SEGMENTS_DEAD = "segments_dead"  # why a step was skipped that had nothing to read
 _HELD_BY_NOBODY: dict[str, Any] = {"batch_id": None, "owner": None, "lease_until": None}
 
 
@@ -147,6 +148,7 @@ class WorkBook(BatchBook):
             found = [rows.get((end.object_id, end.step, end.recipe)) for end in ends]
             changes = [_change(end, row) for end, row in zip(ends, found, strict=True) if _is_held(end, row)]
             if changes:
+                _keep_open(changes, rows.values())
                 connection.execute(_END, changes)
                 _reopen(connection, [change["of_object"] for change in changes if _has_segments(change)])
         return [_is_held(end, row) or _is_written(end, row) for end, row in zip(ends, found, strict=True)]
@@ -219,11 +221,23 @@ def _has_segments(change: Mapping[str, Any]) -> bool:
     return bool(change["of_step"] == "segments" and change["state"] == "done")
 
 
+def _keep_open(changes: Sequence[dict[str, Any]], rows: Iterable[Row[Any]]) -> None:
+    """Let steps wait on that found no segments, where another worker's commit says by now that there are some."""
+    of_segments = (row for row in sorted(rows, key=lambda row: row.changed_at) if row.step == "segments")
+    states = {row.object_id: row.state for row in of_segments}
+    states |= {change["of_object"]: change["state"] for change in changes if change["of_step"] == "segments"}
+    for change in changes:
+        if (change["state"], change["reason"]) == ("skipped", _SEGMENTS_DEAD) and states.get(
+            change["of_object"]
+        ) == "done":
+            change |= {"state": "wanted", "reason": None, "error": None}
+
+
 def _reopen(connection: Connection, object_ids: Sequence[str]) -> None:
     """Open the steps that these objects' missing segments had ended; the caller holds all their rows."""
     values = {"state": "wanted", "reason": None, "changed_at": time.time()}
     for part in chunks(sorted(object_ids)):
-        waited = and_(WORK.c.object_id.in_(part), WORK.c.state == "skipped", WORK.c.reason == "segments_dead")
+        waited = and_(WORK.c.object_id.in_(part), WORK.c.state == "skipped", WORK.c.reason == _SEGMENTS_DEAD)
         connection.execute(update(WORK).where(waited).values(**values))
 
 

@@ -116,12 +116,22 @@ def test_a_version_under_work_is_not_forgotten(ledger: Ledger) -> None:
     assert ledger.dead.history(version.object_id, "segments", "s1")[1] == 0
 
 
-@pytest.mark.parametrize(("state", "holds"), [("wanted", True), ("dead", True), ("skipped", False)])
-def test_work_done_again_may_have_had_vectors(ledger: Ledger, state: str, holds: bool) -> None:
-    """Builds that hold them are found although the rows are no longer counted; what was skipped never had any."""
+@pytest.mark.parametrize(
+    ("state", "reason", "holds"),
+    [
+        ("wanted", None, True),
+        ("dead", "corrupt", True),
+        ("skipped", "segments_dead", True),
+        ("skipped", "cancelled", True),
+        ("skipped", "unsupported", False),
+        ("skipped", "no audio", False),
+    ],
+)
+def test_work_done_again_may_have_had_vectors(ledger: Ledger, state: str, reason: str | None, holds: bool) -> None:
+    """Builds that hold them are found although the rows are no longer counted; some bytes never gave any."""
     version = _version("k")
     _see(ledger, version)
-    ledger.restoring.set_ends([_done(version, state=state, n_rows=None)])
+    ledger.restoring.set_ends([_done(version, state=state, reason=reason, n_rows=None)])
     ledger.objects.retire("a", [version.object_id], ())
 
     assert ledger.removals.hold_vectors(["segments"]) is holds

@@ -116,6 +116,17 @@ def test_subscription_is_shown_and_not_followed(caplog: pytest.LogCaptureFixture
     assert "secret" not in caplog.text
 
 
+def test_subscription_of_sns_can_be_confirmed_by_a_person(caplog: pytest.LogCaptureFixture) -> None:
+    """The log has the whole address where it is one of SNS."""
+    url = "https://sns.us-west-2.amazonaws.com/?Action=ConfirmSubscription&TopicArn=arn&Token=2336412f37"
+    confirmation = {"Type": "SubscriptionConfirmation", "TopicArn": "arn", "Message": "You have chosen…"}
+    for other in (url.replace("https", "http"), url.replace(".com/", ".com.evil.example/")):
+        parse(confirmation | {"SubscribeURL": other})
+    assert "Token" not in caplog.text
+    parse(confirmation | {"SubscribeURL": url})
+    assert url in caplog.text
+
+
 @pytest.mark.parametrize("url", [7, "http://[", ""])
 def test_subscription_with_a_wrong_url_is_ignored(url: object) -> None:
     """What is not followed need not be a URL."""

@@ -143,15 +143,17 @@ def test_no_number_of_failures_is_too_many(make_workspace: MakePlace, error: Exc
 
 
 @pytest.mark.parametrize("error", [OverflowError("of a date"), RuntimeError("bug")])
-def test_a_key_that_is_never_described_is_refused(make_workspace: MakePlace, error: Exception) -> None:
-    """What fails for half a day, and not for the service's or the settings' sake, is told once and asked for no more."""
+def test_a_key_that_is_never_described_is_settled(
+    make_workspace: MakePlace, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What fails for half a day, and not for the service's or the settings' sake, is asked for no more."""
     workspace, store = known(make_workspace, 1)
     store.before = raising(error, operation="head")
     tell(workspace, "key")
     fail_often(workspace, 20)
     assert drain_inbox(workspace) == Drained(n_hints=1, n_refused=1)
-    [refusal] = workspace.ledger.objects.refusals()
-    assert str(error) in refusal.error
+    assert str(error) in caplog.text
+    assert workspace.ledger.objects.refusals() == []
     assert workspace.ledger.inbox.depth() == 0
 
 
@@ -214,8 +216,10 @@ def test_a_source_that_may_not_be_asked_keeps_its_hints(make_workspace: MakePlac
         assert store.n_asked("head") == n_asked
 
 
-def test_a_key_that_the_store_cannot_hold_is_refused(make_workspace: MakePlace) -> None:
-    """It has a record and a row with a reason, and is not asked for for ever."""
+def test_a_key_that_the_store_cannot_hold_is_settled(
+    make_workspace: MakePlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever sends events writes no row by it: what is there a listing tells."""
     place = make_workspace()
     workspace = place.open()
     scripted(workspace).before = raising(ObjectError(Reason.POLICY, "no folder can hold it"))
@@ -223,9 +227,9 @@ def test_a_key_that_the_store_cannot_hold_is_refused(make_workspace: MakePlace) 
 
     assert drain_inbox(workspace) == Drained(n_hints=1, n_refused=1)
 
-    [refusal] = workspace.ledger.objects.refusals()
-    assert (refusal.shown_key, refusal.reason) == ("a/../../b\\x1b[31m", "policy")
-    assert (place.lake / "dead_letters" / refusal.refusal_id / "discovery.json").is_file()
+    assert "'a/../../b\\x1b[31m', which cannot be looked at: policy: no folder can hold it" in caplog.text
+    assert workspace.ledger.objects.refusals() == []
+    assert not (place.lake / "dead_letters").exists()
     assert workspace.ledger.inbox.depth() == 0
 
 

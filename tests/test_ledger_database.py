@@ -585,3 +585,21 @@ def test_a_url_is_nowhere_shown_as_it_is() -> None:
     bare = re.compile(r"render_as_string|\{\s*(?:\w+\.)*(?:ledger|engine|self)\.url\s*[}!:]")
     found = {file.name for file in code.rglob("*.py") if bare.search(file.read_text(encoding="utf-8"))}
     assert found == {"urls.py"}
+
+
+def test_a_file_that_was_removed_takes_no_more(tmp_path: Path) -> None:
+    """A process that still holds it open would write where nobody will ever look."""
+    file = tmp_path / "ledger.db"
+    ledger = Ledger(f"sqlite:///{file}")
+    assert "SQLite" in ledger.check()
+    for one in tmp_path.glob("ledger.db*"):
+        one.rename(tmp_path / f"lost-{one.name}")
+
+    with pytest.raises(LedgerUnavailableError, match="removed or replaced"):
+        ledger.check()
+    other = Ledger(f"sqlite:///{file}")
+    with pytest.raises(LedgerUnavailableError, match="removed or replaced"):
+        ledger.check()
+    assert "SQLite" in other.check()
+    ledger.close()
+    other.close()

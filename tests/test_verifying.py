@@ -201,3 +201,14 @@ def test_orphans_and_unpublished_work_show(place: Place, workspace: Workspace) -
     stray.write_bytes(b"")
 
     assert _kinds(workspace) == {"orphan", "not published yet"}
+
+
+def test_what_waits_for_a_person_is_told(place: Place, workspace: Workspace) -> None:
+    """While deletions are held, no listing settles them."""
+    for file in place.source.iterdir():
+        file.unlink()
+    assert discover(workspace, "source").alarm
+
+    found = {d.found for d in find_differences(workspace) if d.kind == "not in the source"}
+
+    assert found == {"the ledger calls it live; it waits for `mm deletions confirm source`"}

@@ -15,6 +15,7 @@ A sequencer orders events of one key only, and documents disagree on how; nothin
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
@@ -37,6 +38,7 @@ from mm_assets.events.base import (
 )
 
 _LOG = logging.getLogger(__name__)
+_SNS_HOST = re.compile(r"sns\.[a-z0-9-]{1,40}\.amazonaws\.com(\.cn)?")
 _KINDS: dict[str, Kind] = {
     "ObjectCreated:": "created",
     "ObjectRemoved:": "deleted",
@@ -62,12 +64,17 @@ def _is_from_sns(document: Record) -> bool:
 
 
 def _ignore_subscription(document: Record) -> Delivery:
-    """Say where a subscription would be confirmed: a person does that; a URL from outside is never opened here."""
+    """Say how a subscription can be confirmed: a person does that; a URL from outside is never opened here."""
     try:
-        host = urlsplit(plain(document, "SubscribeURL")[0]).hostname
+        url = plain(document, "SubscribeURL")[0]
+        host = urlsplit(url).hostname or ""
     except ValueError:
-        host = None
-    _LOG.warning("SNS sent %.40r; not followed. Its URL leads to host %.300r", document["Type"], host)
+        url, host = "", ""
+    kind = document["Type"]
+    if _SNS_HOST.fullmatch(host) and url.startswith("https://"):
+        _LOG.warning("SNS sent %.40r; not followed. If you asked for it, open its URL: %.1000r", kind, url)
+    else:
+        _LOG.warning("SNS sent %.40r; not followed. Its URL is not one of SNS, it leads to host %.300r", kind, host)
     return Delivery(ignored={Ignored.SUBSCRIPTION: 1})
 
 

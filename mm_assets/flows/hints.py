@@ -15,7 +15,6 @@ from mm_assets.errors import ConfigError, ObjectError, ServiceError
 from mm_assets.flows.discovery import brake
 from mm_assets.flows.locking import BusyError, held
 from mm_assets.flows.looking import look, pause
-from mm_assets.flows.refusing import refuse
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import KnownObject, SeenObject
 from mm_assets.ledger.inbox import WaitingHint
@@ -35,7 +34,7 @@ class Drained:
     ----------
     n_unchanged : keys that are as the ledger knew them, or not ours
     n_put_off : keys whose HEAD failed, or whose source is paused; looked at again later
-    n_refused : keys that nothing of ours can hold
+    n_refused : keys that the store cannot hold, or that nobody could look at for half a day
     n_braked : objects that are absent but stay until a person confirms so many deletions
     """
 
@@ -139,14 +138,14 @@ class _Drainer:
         self._count(n_gone=len(gone), n_braked=len(absent) - len(gone), n_unchanged=len(hints) - len(absent))
 
     def _bear(self, alias: str, hint: WaitingHint, error: Exception) -> None:
-        """Put off what failed, longer each time; refuse a key that the store cannot hold or never describes.
+        """Put off what failed, longer each time; settle a key that the store cannot hold or never describes.
 
+        Nothing is written of such a key: whoever sends events would write it, and what is there a listing tells.
         A service that is down and wrong settings (a missing folder, rights withdrawn) are never the key's own fault.
         """
         is_hopeless = hint.fails >= _MAX_FAILS and not isinstance(error, ServiceError | ConfigError)
         if isinstance(error, ObjectError) or is_hopeless:
-            why = error.message if isinstance(error, ObjectError) else f"{type(error).__name__}: {error}"
-            refuse(self._workspace, alias, [(hint.key, why)])
+            _LOG.warning("%s: an event named %.200r, which cannot be looked at: %s", alias, hint.key, error)
             self._settle(alias, [hint])
             self._count(n_refused=1)
         else:

@@ -310,10 +310,12 @@ def index_difference(live: set[int], indexed: set[int]) -> str | None:
 
 def _compare_source(workspace: Workspace, alias: str) -> Iterator[Difference]:
     known = ((key.encode("utf-8"), object_id) for key, object_id in workspace.ledger.comparing.by_key(alias))
+    alarm = workspace.ledger.objects.scan(alias).alarm
+    settled_by = f"it waits for `mm deletions confirm {alias}`" if alarm else "the next listing settles it"
     for key, object_id, here in _merge(known, _listed(workspace, alias)):
         where = f"{alias}/{key.decode('utf-8')}"
         if here is None:
-            yield Difference("not in the source", where, "the ledger calls it live; the next listing settles it")
+            yield Difference("not in the source", where, f"the ledger calls it live; {settled_by}")
         elif here != object_id and not _is_erased(workspace, here):
             kind = "unknown to the ledger" if object_id is None else "another version in the source"
             yield Difference(kind, where, "the next listing settles it")

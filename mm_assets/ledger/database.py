@@ -146,6 +146,8 @@ def _create_engine(url: str) -> Engine:
         pool = {"poolclass": LedgerPool} if parsed.database and parsed.database != ":memory:" else {}
         engine = create_engine(parsed, connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False}, **pool)
         event.listen(engine, "connect", _prepare_sqlite)
+        if pool:
+            _refuse_lost_file(engine, Path(parsed.database or ""))
         event.listen(engine, "begin", _begin_immediate)
     translate_errors(engine)
     return engine
@@ -164,6 +166,32 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     pragmas = ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={_BUSY_TIMEOUT_S * 1000}", *_BULK_PRAGMAS)
     for pragma in pragmas:
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _refuse_lost_file(engine: Engine, path: Path) -> None:
+    """Take no connection once the file was removed or replaced: what it is told would be lost with it."""
+    opened: list[tuple[int, int] | None] = []
+
+    def remember(*_: Any) -> None:
+        if not opened:
+            opened.append(_identify(path))
+
+    def compare(*_: Any) -> None:
+        if opened and _identify(path) != opened[0]:
+            msg = f"the ledger's file {path} was removed or replaced; stop this process and start it again"
+            raise LedgerUnavailableError(msg)
+
+    event.listen(engine, "connect", remember)
+    event.listen(engine, "do_connect", compare)  # or SQLite would make an empty file
+    event.listen(engine, "checkout", compare)
+
+
+def _identify(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _begin_immediate(connection: Connection) -> None:

@@ -51,7 +51,7 @@ mutations: $(STAMP) programs  ## plant protocol bugs in a copy of the code: each
 	$(BIN)/python scripts/mutations.py
 
 soak: $(STAMP) programs  ## kill workers at random for ten minutes over 10,000 objects, then compare everything
-	$(BIN)/python tests/soak/run.py $(SOAK)
+	PYTHONPATH=tests $(BIN)/python -m soak.run $(SOAK)
 
 postgres-test: $(STAMP) programs server-programs  ## the tests with the ledger on a real PostgreSQL
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/soak --ledger postgresql

@@ -158,6 +158,12 @@ def test_clock_writes_minutes(seconds: float | None, text: str) -> None:
     assert output.clock(seconds) == text
 
 
+@pytest.mark.parametrize(("n", "text"), [(0, "0 files"), (1, "1 file"), (2, "2 files")])
+def test_counted_has_one_and_many(n: int, text: str) -> None:
+    """One of a thing is written without the s."""
+    assert output.counted(n, "file") == text
+
+
 # -- ingest ------------------------------------------------------------------------------------------------------------
 
 

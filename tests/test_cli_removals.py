@@ -1,5 +1,6 @@
 """Commands that remove, compare and restore: they show first, act on ``--yes``, and say what was done."""
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -47,6 +48,7 @@ def test_erase_shows_first(place: Place) -> None:
     shown = mm("erase", "picture1.png").stdout
 
     assert "source\tpicture1.png\tlive" in shown
+    assert "\n1 version.\n" in shown
     assert _files(place.lake) == before
 
 
@@ -57,7 +59,7 @@ def test_erase_removes_and_prints_its_receipt(place: Place) -> None:
 
     said = mm("erase", "picture1.png", "--yes").stdout
 
-    assert "1 versions are marked as erased" in said
+    assert "1 version marked as erased." in said
     assert "result\terased\t" in said
     assert "table_rows\terased\t" in said
     assert "/receipts/" in said
@@ -102,6 +104,27 @@ def test_verify_shows_differences_and_has_them_repaired(place: Place) -> None:
     assert lost.is_file()
 
 
+def test_verify_prints_json_lines(place: Place) -> None:
+    """One difference a line on stdout, with whether --yes can repair it; the summary is on stderr."""
+    equal = mm("verify", "--json")
+    assert (equal.stdout, equal.stderr) == ("", "equal\n")
+    lost = _results(place, "faces")[0]
+    lost.unlink()
+    place.add_as("picture0.png", "new.png")
+
+    said = mm("verify", "--json", code=1)
+
+    found = {line["kind"]: line for line in map(json.loads, said.stdout.splitlines())}
+    assert set(found["result missing"]) == {"kind", "where", "found", "is_repairable"}
+    assert found["result missing"]["where"] == lost.relative_to(place.lake).as_posix()
+    assert {kind: line["is_repairable"] for kind, line in found.items()} == {
+        "result missing": True,
+        "unknown to the ledger": False,
+    }
+    assert "result missing: 1, wanted again: 0\n" in said.stderr
+    assert "mm verify --yes" in said.stderr
+
+
 def test_gc_shows_first_and_removes_then(place: Place) -> None:
     """Counts, bytes and an example; files younger than the limit stay."""
     stray = place.lake / "results" / "faces" / "0123456789abcdef" / "00" / f"{'0' * 32}.parquet"
@@ -117,7 +140,7 @@ def test_gc_shows_first_and_removes_then(place: Place) -> None:
     )
     assert stray.is_file()
 
-    assert "1 files and 0 unfinished uploads removed" in mm("gc", "--yes").stdout
+    assert "1 file and 0 unfinished uploads removed." in mm("gc", "--yes").stdout
     assert not stray.exists()
 
 
@@ -143,3 +166,21 @@ def test_rebuild_ledger_shows_first_and_restores_then(place: Place) -> None:
     assert "Nothing to do" in mm("ingest").stdout
     assert mm("verify").stdout == "equal\n"
     assert "not empty" in mm("rebuild-ledger", "--yes", code=2).output
+
+
+@pytest.mark.parametrize("command", ["list", "replay", "drop"])
+def test_dlq_refuses_names_that_nothing_has(place: Place, command: str) -> None:
+    """A typing slip is not told as no dead letters: the error names what is known; left out is for any reason."""
+    assert place.config_file.exists()
+    assert "known: corrupt, unsupported" in mm("dlq", command, "--reason", "bogus", code=2).stderr
+    assert "segments" in mm("dlq", command, "--step", "nix", code=2).stderr.partition("known: ")[2]
+    mm("dlq", command, "--step", "discovery", "--reason", "policy")
+    mm("dlq", command, "--skipped", "--reason", "no visual")
+
+
+def test_dlq_drop_counts_and_says_nothing_of_none(place: Place) -> None:
+    """One letter is not letters, and where there is none nothing is offered."""
+    assert place.config_file.exists()
+    assert mm("dlq", "drop", "--all").stdout.endswith("1 dead letter would be dropped; add --yes to do it.\n")
+    assert mm("dlq", "drop", "--all", "--yes").stdout == "1 dead letter dropped.\n"
+    assert mm("dlq", "drop", "--all").stdout == "No dead letters.\n"

@@ -15,6 +15,7 @@ from places import Place
 from s3_server import KEY_ID, SECRET, make_client, moto_server
 
 from mm_assets.cli import probes
+from mm_assets.cli.opening import read_settings
 from mm_assets.cli.settings_text import list_settings, write_template
 from mm_assets.settings import Settings, load_settings
 
@@ -80,6 +81,52 @@ def test_template_comments_are_the_defaults() -> None:
     for setting in list_settings():
         is_of_a_queue = "[]" in setting.path and not setting.path.startswith("sources[]")  # lists that begin empty
         assert is_of_a_queue or f"{setting.path.rpartition('.')[2]}:" in bare
+
+
+# -- without settings --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ingest",
+        "ingest --watch",
+        "dlq list",
+        "verify",
+        "erase a.png",
+        "gc",
+        "rebuild-ledger",
+        "serve",
+        "status",
+        "deletions confirm a",
+    ],
+)
+def test_folder_without_settings_is_refused(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command in the wrong folder does not take it for an empty lake, and leaves nothing there."""
+    monkeypatch.chdir(tmp_path)
+    assert "there is no settings file here (mm_assets.yaml)" in mm(*command.split(), code=2).stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_sources_of_the_environment_need_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may be set up by variables alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MM_ASSETS_SOURCES", '[{"uri": "films"}]')
+    assert [source.alias for source in read_settings(None, for_sources=True).sources] == ["films"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--watch",)])
+def test_ingest_needs_a_source(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """Settings without a source are told, instead of an ingest of nothing; nothing is created."""
+    file = tmp_path / "mm_assets.yaml"
+    file.write_text("sources: []\n", encoding="utf-8")
+    assert "no source is set in " in mm("ingest", *arguments, "-c", str(file), code=2).stderr
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_ingest_takes_an_interval_with_watch_only() -> None:
+    """An option without effect is wrong usage."""
+    assert "--watch" in mm("ingest", "--interval", "60", code=2).stderr
 
 
 # -- doctor ------------------------------------------------------------------------------------------------------------
@@ -202,6 +249,14 @@ def test_deletions_confirm_lets_them_through(make_workspace: Callable[..., Place
     assert "Confirmed" in mm("deletions", "confirm", "source", "-c", config).stdout
     assert discover(workspace, "source").n_gone == 2
     assert "known: source" in mm("deletions", "confirm", "other", "-c", config, code=2).stderr
+
+
+def test_deletions_confirm_refuses_a_lost_ledger(make_workspace: Callable[..., Place]) -> None:
+    """A ledger that knows nothing is not told as a source without an alarm."""
+    place = make_workspace("picture0.png")
+    ingest(place.open())
+    place.lose_ledger()
+    assert "mm rebuild-ledger" in mm("deletions", "confirm", "source", "-c", str(place.config_file), code=2).stderr
 
 
 # -- demo --------------------------------------------------------------------------------------------------------------

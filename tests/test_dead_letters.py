@@ -281,15 +281,15 @@ def test_replay_needs_to_be_told_what(listed: Place) -> None:
     place = listed
     _dlq(place, "replay", code=2)
     assert _dlq(place, "replay", "--reason", "timeout") == "Nothing fits; nothing was changed.\n"
-    assert _dlq(place, "replay", "--reason", "model_error").startswith("1 steps are wanted again")
-    assert _dlq(place, "replay", "--all").startswith("1 steps are wanted again")
+    assert _dlq(place, "replay", "--reason", "model_error").startswith("1 step wanted again")
+    assert _dlq(place, "replay", "--all").startswith("1 step wanted again")
     assert [line["step"] for line in _lines(_dlq(place, "list", "--json"))] == ["discovery"]
 
 
 def test_replay_takes_objects_by_name(listed: Place) -> None:
     """An object that is not known is an error, and then nothing is replayed at all."""
     _dlq(listed, "replay", "picture1.png", "nothing.png", code=2)
-    assert _dlq(listed, "replay", "picture1.png").startswith("1 steps are wanted again")
+    assert _dlq(listed, "replay", "picture1.png").startswith("1 step wanted again")
 
 
 def test_drop_shows_first_and_acts_on_yes(listed: Place) -> None:
@@ -298,9 +298,9 @@ def test_drop_shows_first_and_acts_on_yes(listed: Place) -> None:
     assert "picture1.png\tfaces" in shown
     assert "add --yes" in shown
     assert len(_lines(_dlq(listed, "list", "--step", "faces", "--json"))) == 1
-    assert _dlq(listed, "drop", "--step", "faces", "--yes") == "1 dead letters were dropped.\n"
+    assert _dlq(listed, "drop", "--step", "faces", "--yes") == "1 dead letter dropped.\n"
     assert _dlq(listed, "list", "--step", "faces") == "No dead letters.\n"
-    assert _dlq(listed, "replay", "--skipped", "--reason", "dropped").startswith("1 steps are wanted again")
+    assert _dlq(listed, "replay", "--skipped", "--reason", "dropped").startswith("1 step wanted again")
 
 
 def test_wrong_times_and_sources_are_said(listed: Place) -> None:

@@ -25,16 +25,11 @@ def deletions() -> None:
 @config_option
 def confirm(source: str, config: Path | None) -> None:
     """Confirm that the missing objects of SOURCE (its alias) were deleted on purpose."""
-    from mm_assets.ledger import Ledger
-    from mm_assets.settings import load_settings
+    from mm_assets.cli.opening import open_books
 
-    settings = load_settings(config)
-    alias = settings.source(source).alias
-    ledger = Ledger(settings.ledger_location)
-    try:
-        is_waiting = ledger.objects.confirm_deletions(alias)
-    finally:
-        ledger.close()
+    with open_books(config) as workspace:
+        alias = workspace.settings.source(source).alias
+        is_waiting = workspace.ledger.objects.confirm_deletions(alias)
     if is_waiting:
         click.echo(f"Confirmed. What is missing from the next complete listing of {alias} is removed: mm ingest")
     else:

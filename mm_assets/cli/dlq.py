@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mm_assets.cli.options import config_option, examples, json_option
-from mm_assets.cli.output import print_json, print_pairs, print_table, printable
-from mm_assets.errors import ConfigError
+from mm_assets.cli.output import counted, print_json, print_pairs, print_table, printable
+from mm_assets.errors import ConfigError, Reason
 
 if TYPE_CHECKING:
     from mm_assets.flows.workspace import Workspace
@@ -142,7 +142,7 @@ def replay(*, objects: tuple[str, ...], everything: bool, config: Path | None, *
     with open_books(config) as workspace:
         letters = _chosen(workspace, objects, everything=everything, filters=filters)
         n = dead_letters.replay(workspace, letters)
-    click.echo(f"{n} steps are wanted again; run `mm ingest`." if n else "Nothing fits; nothing was changed.")
+    click.echo(f"{counted(n, 'step')} wanted again; run `mm ingest`." if n else "Nothing fits; nothing was changed.")
 
 
 @examples("mm dlq drop --reason corrupt --prefix old/", "mm dlq drop --reason corrupt --prefix old/ --yes")
@@ -164,17 +164,17 @@ def drop(*, objects: tuple[str, ...], everything: bool, yes: bool, config: Path 
         letters = _chosen(workspace, objects, everything=everything, filters=filters)
         n = dead_letters.drop(workspace, letters) if yes else 0
     if yes:
-        click.echo(f"{n} dead letters were dropped.")
+        click.echo(f"{counted(n, 'dead letter')} dropped.")
         return
     _print_letters([to_dict(letter) for letter in letters[:_SHOWN_LETTERS]])
-    click.echo(f"{len(letters)} dead letters would be dropped; add --yes to do it.")
+    if letters:
+        click.echo(f"{counted(len(letters), 'dead letter')} would be dropped; add --yes to do it.")
 
 
 def _asked(workspace: "Workspace", objects: Sequence[str] = (), **filters: Any) -> "DeadFilter":
     from mm_assets.ledger.dead import DeadFilter
 
-    if filters["source"] is not None:
-        workspace.settings.source(filters["source"])
+    _check_names(workspace, filters)
     return DeadFilter(
         step=filters["step"],
         reason=filters["reason"],
@@ -185,6 +185,19 @@ def _asked(workspace: "Workspace", objects: Sequence[str] = (), **filters: Any) 
         recipes=workspace.recipes,
         state="skipped" if filters["skipped"] else "dead",
     )
+
+
+def _check_names(workspace: "Workspace", filters: dict[str, Any]) -> None:
+    """Raise ConfigError for a name that nothing has: a typing slip is not the same as no dead letters."""
+    if filters["source"] is not None:
+        workspace.settings.source(filters["source"])
+    known = {"step": [*workspace.recipes, "discovery"]}
+    if not filters["skipped"]:  # reasons of what was left out are no closed list
+        known["reason"] = [str(reason) for reason in Reason]
+    for name, values in known.items():
+        if filters[name] not in {None, *values}:
+            msg = f"no {name} is called {filters[name]!r}; known: {', '.join(values)}"
+            raise ConfigError(msg)
 
 
 def _chosen(

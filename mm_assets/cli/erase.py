@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mm_assets.cli.options import config_option, examples
-from mm_assets.cli.output import print_table, printable
+from mm_assets.cli.output import counted, print_table, printable
 from mm_assets.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ def _print_versions(versions: "Sequence[KnownObject]") -> None:
     rows = [(v.object_id, v.version.alias, v.version.key, v.state) for v in versions[:_SHOWN]]
     print_table(("object_id", "source", "key", "state"), rows)
     more = f", the first {_SHOWN} are shown" if len(versions) > _SHOWN else ""
-    click.echo(f"{len(versions)} versions{more}." if versions else "Nothing to erase: all of it is erased already.")
+    click.echo(
+        f"{counted(len(versions), 'version')}{more}." if versions else "Nothing to erase: all of it is erased already."
+    )
     if versions:
         click.echo("Their results, rows, vectors and dead letters leave the lake with --yes.", err=True)
 
@@ -78,7 +80,7 @@ def _erase(workspace: "Workspace", versions: "Sequence[KnownObject]", config: Pa
 
     before = receipts.names(workspace)
     n = removing.erase(workspace, versions)
-    click.echo(f"{n} versions are marked as erased.")
+    click.echo(f"{counted(n, 'version')} marked as erased.")
     summary = refresh(config)
     _print_receipts(workspace, versions, sorted(receipts.names(workspace) - before))
     if summary.failed_runs:
@@ -87,7 +89,9 @@ def _erase(workspace: "Workspace", versions: "Sequence[KnownObject]", config: Pa
         raise ServiceError(msg)
     n_waiting = workspace.ledger.removals.n_leaving()
     if n_waiting:
-        click.echo(f"{n_waiting} versions are still under work or shown; the next refresh (`mm ingest`) takes them.")
+        click.echo(
+            f"{counted(n_waiting, 'version')} still under work or shown; left to the next refresh (`mm ingest`)."
+        )
 
 
 def _print_receipts(workspace: "Workspace", versions: "Sequence[KnownObject]", names: Sequence[str]) -> None:

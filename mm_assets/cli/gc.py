@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mm_assets.cli.options import config_option, examples
-from mm_assets.cli.output import print_table
+from mm_assets.cli.output import counted, print_table
 
 if TYPE_CHECKING:
     from mm_assets.flows.collecting_garbage import Garbage
@@ -67,11 +67,13 @@ def gc(*, days: float, recipes: bool, generations: bool, yes: bool, config: Path
                 tally.add(found)
             n = tally.print()
             click.echo(
-                f"{n} files would go, and uploads that were never completed; do it with --yes." if n else "No garbage."
+                f"{counted(n, 'file')} would go, and uploads that were never completed; do it with --yes."
+                if n
+                else "No garbage."
             )
             return
         n_uploads = collect(workspace, rules, tally.add)
     n = tally.print()
-    click.echo(f"{n} files and {n_uploads} unfinished uploads removed.")
+    click.echo(f"{counted(n, 'file')} and {counted(n_uploads, 'unfinished upload')} removed.")
     if tally.n_hidden:
-        click.echo(f"{tally.n_hidden} of them are hidden, not erased: the store keeps or may keep older versions.")
+        click.echo(f"Hidden, not erased: {tally.n_hidden} of them; the store keeps or may keep older versions.")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from mm_assets.cli.options import config_option, examples, json_option
 from mm_assets.cli.output import print_json, print_table, printable
@@ -43,7 +44,9 @@ _PHASES = {"discover": "listing", "process": "processing", "refresh": "tables an
 )
 @json_option
 @config_option
+@click.pass_context
 def ingest(
+    context: click.Context,
     sources: tuple[str, ...],
     *,
     no_refresh: bool,
@@ -62,6 +65,9 @@ def ingest(
     are published when enough has changed. A line tells each change; a service that fails is told and tried again. It
     ends by Ctrl-C or SIGTERM, with exit code 0.
     """
+    if not watch and context.get_parameter_source("interval_s") is not ParameterSource.DEFAULT:
+        msg = "--interval is of use with --watch only"
+        raise click.UsageError(msg)
     with ended_by_sigterm():
         if watch:
             run_watch(config, sources, refresh=not no_refresh, interval_s=interval_s, as_json=as_json)

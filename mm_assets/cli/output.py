@@ -59,6 +59,11 @@ def print_pairs(pairs: Mapping[str, object]) -> None:
             click.echo(f"{name:<{width}}  {printable(value)}")
 
 
+def counted(n: int, noun: str) -> str:
+    """Write a number with its noun, which takes an s but for one."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def clock(seconds: float | None) -> str:
     """Write seconds as 00:12.3, or 1:02:03.4 from an hour on."""
     if seconds is None:

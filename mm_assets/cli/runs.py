@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import dagster as dg
 
+from mm_assets.cli.opening import read_settings
 from mm_assets.flows.discovery import Discovery, discover
 from mm_assets.flows.hints import drain_inbox
 from mm_assets.flows.planning import free_lost_work, plan_batches
@@ -24,7 +25,7 @@ from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import Batch, KnownObject
 from mm_assets.partitions import hold_keys
 from mm_assets.resources.workspace import WorkspaceResource, open_workspace
-from mm_assets.settings import Settings, load_settings
+from mm_assets.settings import Settings
 
 _POLL_S = 0.5
 _BATCHES_AT_ONCE = 8  # planned together; what Ctrl-C leaves of them is freed
@@ -97,7 +98,7 @@ def ingest(
         A store failed beyond its retries; what is done stays done.
     """
     started = time.monotonic()
-    workspace = open_workspace(load_settings(config_file))
+    workspace = open_workspace(read_settings(config_file, for_sources=True))
     with closing(workspace), Runner(workspace, config_file, on_progress) as runner:
         runner.check()
         runner.discover(aliases or [source.alias for source in workspace.settings.sources])
@@ -110,7 +111,7 @@ def ingest(
 def refresh(config_file: Path | None, reason: str = "mm erase") -> Summary:
     """Run the refresh job alone, whether it is due or not."""
     started = time.monotonic()
-    workspace = open_workspace(load_settings(config_file))
+    workspace = open_workspace(read_settings(config_file))
     with closing(workspace), Runner(workspace, config_file) as runner:
         runner.refresh(reason)
         return runner.finish(started)

@@ -24,13 +24,12 @@ def serve(*, host: str | None, port: int | None, config: Path | None) -> None:
 
     TLS is the business of what stands before it. An address beyond this machine needs serve.api_keys.
     """
-    from mm_assets.cli.opening import open_books
+    from mm_assets.cli.opening import open_books, read_settings
     from mm_assets.server.access import check_address
     from mm_assets.server.app import build_app
     from mm_assets.server.running import listen, run
-    from mm_assets.settings import load_settings
 
-    settings = load_settings(config)
+    settings = read_settings(config)
     host = host or settings.serve.host
     check_address(host, settings.serve)
     with open_books(config) as workspace, listen(host, settings.serve.port if port is None else port) as listening:

@@ -4,14 +4,14 @@ Put here: showing differences, the confirmation of repairs. Keep out: comparing.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mm_assets.cli.options import config_option, examples
-from mm_assets.cli.output import print_table
+from mm_assets.cli.options import config_option, examples, json_option
+from mm_assets.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from mm_assets.flows.verifying import Difference
@@ -19,17 +19,23 @@ if TYPE_CHECKING:
 _SHOWN = 50
 
 
-@examples("mm verify", "mm verify --deep", "mm verify --yes && mm ingest    have repaired what is damaged")
+@examples(
+    "mm verify",
+    "mm verify --deep",
+    "mm verify --json | jq -r .where",
+    "mm verify --yes && mm ingest    have repaired what is damaged",
+)
 @click.command()
 @click.option("--deep", is_flag=True, help="Read every result whole, not only its footer.")
 @click.option("--yes", is_flag=True, help="Want again what is damaged; the next `mm ingest` makes it.")
+@json_option
 @config_option
 @click.pass_context
-def verify(context: click.Context, *, deep: bool, yes: bool, config: Path | None) -> None:
+def verify(context: click.Context, *, deep: bool, yes: bool, as_json: bool, config: Path | None) -> None:
     """Compare ledger, lake, tables, indexes and sources; prints "equal", or the differences and exits with 1.
 
     Lists the lake and the sources and reads the footer of every result. What is under way meanwhile shows as a
-    difference: run it when nothing else runs.
+    difference: run it when nothing else runs. With --json: one difference a line as it is found, the summary on stderr.
     """
     from mm_assets.cli.opening import open_books
     from mm_assets.flows.verifying import find_differences, repair
@@ -37,30 +43,45 @@ def verify(context: click.Context, *, deep: bool, yes: bool, config: Path | None
     shown: list[tuple[str, str, str]] = []
     kinds: Counter[str] = Counter()
     with open_books(config) as workspace:
-        differences = _counted(find_differences(workspace, deep=deep), shown, kinds)
+        differences = _counted(find_differences(workspace, deep=deep), shown, kinds, as_json=as_json)
         wanted = repair(workspace, differences) if yes else Counter(dict.fromkeys(_exhaust(differences), 0))
     if not kinds:
-        click.echo("equal")
+        click.echo("equal", err=as_json)
         return
-    print_table(("difference", "where", "found"), shown)
-    print_table(("difference", "n", "wanted again"), [(kind, n, wanted[kind]) for kind, n in sorted(kinds.items())])
-    click.echo(
-        "What is wanted again is made by the next `mm ingest`."
-        if yes
-        else "Have it repaired: mm verify --yes && mm ingest"
-    )
+    if not as_json:
+        print_table(("difference", "where", "found"), shown)
+    _print_summary([(kind, n, wanted[kind]) for kind, n in sorted(kinds.items())], yes=yes, as_json=as_json)
     context.exit(1)
 
 
 def _counted(
-    differences: "Iterable[Difference]", shown: list[tuple[str, str, str]], kinds: Counter[str]
+    differences: "Iterable[Difference]", shown: list[tuple[str, str, str]], kinds: Counter[str], *, as_json: bool
 ) -> "Iterator[Difference]":
-    """Note differences as they pass: all by kind, the first of them whole."""
+    """Note differences as they pass: all by kind, the first of them whole; as JSON they are printed at once."""
     for found in differences:
         kinds[found.kind] += 1
-        if len(shown) < _SHOWN:
+        if as_json:
+            print_json(to_dict(found))
+        elif len(shown) < _SHOWN:
             shown.append((found.kind, found.where, found.found))
         yield found
+
+
+def _print_summary(rows: Sequence[tuple[str, int, int]], *, yes: bool, as_json: bool) -> None:
+    """Say how many there are of each kind and what comes next; beside JSON on stderr."""
+    if as_json:
+        for kind, n, n_wanted in rows:
+            click.echo(f"{kind}: {n}, wanted again: {n_wanted}", err=True)
+    else:
+        print_table(("difference", "n", "wanted again"), rows)
+    again = "What is wanted again is made by the next `mm ingest`."
+    click.echo(again if yes else "Have it repaired: mm verify --yes && mm ingest", err=as_json)
+
+
+def to_dict(found: "Difference") -> dict[str, object]:
+    """Return a difference as plain values."""
+    is_repairable = bool(found.redo or found.rewrite or found.rebuild)
+    return {"kind": found.kind, "where": found.where, "found": found.found, "is_repairable": is_repairable}
 
 
 def _exhaust(differences: "Iterable[Difference]") -> set[str]:

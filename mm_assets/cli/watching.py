@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from mm_assets.cli.opening import read_settings
 from mm_assets.cli.runs import Runner
 from mm_assets.errors import MmAssetsError, ServiceError
 from mm_assets.flows.b2_rules import CHECK_EVERY_S, check_b2_rules
@@ -25,7 +26,6 @@ from mm_assets.flows.planning import free_lost_work
 from mm_assets.flows.pulling import pull_queues
 from mm_assets.flows.workspace import Workspace
 from mm_assets.resources.workspace import open_workspace
-from mm_assets.settings import load_settings
 
 _IDLE_S = 1.0  # between two looks at an empty inbox, which cost a millisecond each
 _PULL_EVERY_S = 15.0
@@ -63,7 +63,7 @@ def watch(
     ConfigError
         Before any work. Later errors, of services or of settings, are told and tried again.
     """
-    settings = load_settings(config_file)
+    settings = read_settings(config_file, for_sources=True)
     for alias in aliases or ():
         settings.source(alias)
     workspace = open_workspace(settings)

@@ -67,7 +67,8 @@ class Company:
 
     def hurt(self) -> None:
         """Kill one process, or stop it for longer than its lease."""
-        awake = [pid for pid in self.playing if pid not in self.stopped]
+        # is_alive() also takes leave of a process that has ended, whose number may be another's by now.
+        awake = [pid for pid, (_, process) in self.playing.items() if pid not in self.stopped and process.is_alive()]
         if not awake:
             return
         pid = self.chance.choice(awake)
@@ -84,7 +85,8 @@ class Company:
         for pid, until in list(self.stopped.items()):
             if everybody or time.monotonic() > until:
                 del self.stopped[pid]
-                os.kill(pid, signal.SIGCONT)
+                if pid in self.playing and self.playing[pid][1].is_alive():
+                    os.kill(pid, signal.SIGCONT)
 
     def interrupt(self, *_: object) -> None:
         """Remember a signal; one that was raised as an error amid a fork would be lost."""

@@ -143,6 +143,25 @@ def test_a_model_that_fails_on_everything_blames_no_object(counted: Callable[...
     assert {(row["state"], row["tries"]) for row in rows} == {("wanted", 0)}
 
 
+def test_bad_objects_that_are_left_over_get_an_end(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step has worked for others, so those that fail together are judged one by one, and no run fails for ever."""
+    monkeypatch.setattr("mm_assets.flows.ends._BACKOFF_S", 0.0)
+    place = make_workspace("picture0.png")
+    workspace = place.open(fails_on="bad", failing_step="faces")
+    ingest(workspace)
+    bad = [f"bad{n}.png" for n in range(1, 6)]
+    for n, name in enumerate(bad, 1):
+        place.add_as(f"picture{n}.png", name)
+    discover(workspace, "source")
+
+    for _ in range(4):
+        process(workspace)
+
+    assert {_states(workspace, name)["faces"] for name in bad} == {("dead", "model_error")}
+
+
 def test_an_outage_burns_no_try(counted: Callable[..., Any]) -> None:
     """What the world did is tried again later; the rest of the batch is done."""
     workspace, store = counted("picture0.png", "picture1.png")

@@ -30,7 +30,7 @@ _PLACE = (
     "page_number",
     "frame_s",
 )
-# When every one of so many objects fails in the same step, the model is at fault and not the objects.
+# When every one of so many objects fails in a step that has never worked, the model is at fault and not the objects.
 _SYSTEMIC_FROM_OBJECTS = 4
 
 
@@ -48,7 +48,8 @@ def extract_step(workspace: Workspace, step: str, group: Sequence[Prepared]) -> 
     Raises
     ------
     SystemicFailure
-        Every object failed in the same way; a retry may help after the model or program is mended.
+        Every object failed, and the step has never given a row under this recipe; a retry may help after the model or
+        program is mended. Once it has, each object is judged by itself: else the last few bad ones would fail for ever.
     """
     extractor = workspace.extractors[step]
     wanted = [prepared for prepared in group if step in prepared.open_steps]
@@ -61,8 +62,12 @@ def extract_step(workspace: Workspace, step: str, group: Sequence[Prepared]) -> 
         return {}
     started = time.monotonic()
     rows, errors = _run(extractor, able, workspace.recipes[step])
-    is_systemic = len(errors) == len(able) >= _SYSTEMIC_FROM_OBJECTS
-    if is_systemic and not any(error.is_permanent for error in errors.values()):
+    is_total = len(errors) == len(able) >= _SYSTEMIC_FROM_OBJECTS
+    if (
+        is_total
+        and not any(error.is_permanent for error in errors.values())
+        and not workspace.ledger.work.has_worked(step, workspace.recipes[step])
+    ):
         msg = f"{step} failed for all {len(able)} objects of a group, first: {next(iter(errors.values()))}"
         raise SystemicFailure(msg)
     seconds = (time.monotonic() - started) / len(able)

@@ -103,6 +103,12 @@ class WorkReader:
                     lacking |= {step: lacking.get(step, 0) + n - n_open.get(step, 0) for step in asked}
         return {step: n for step, n in lacking.items() if n}
 
+    def has_worked(self, step: str, recipe: str) -> bool:
+        """Whether a step has ever given a row under this recipe."""
+        those = (WORK.c.state == "done", WORK.c.step == step, WORK.c.recipe == recipe, WORK.c.n_rows > 0)
+        with self._reader.connect() as connection:
+            return connection.execute(select(WORK.c.object_id).where(*those).limit(1)).first() is not None
+
     def n_changed_since(self, moment: float) -> int:
         """Count the object versions with an end since a moment."""
         changed = and_(WORK.c.changed_at > moment, WORK.c.state.not_in(OPEN_STATES))  # no index serves 'not in'

@@ -46,7 +46,7 @@ def read_status(workspace: "Workspace") -> dict[str, Any]:
         "inbox": _inbox(workspace),
         "oldest_unprocessed_s": _age(workspace.ledger.meters.oldest_unprocessed_at()),
         "dead_letters": workspace.ledger.dead.depth(workspace.recipes),
-        "n_refusals": len(workspace.ledger.objects.refusals()),
+        "n_refusals": workspace.ledger.objects.n_refusals(),
         "failures_today": dict(zip(("n_failed", "n_ended"), failures_today(workspace), strict=True)),
         "requests_today": _requests(workspace),
         "steps": [{"step": s, "state": t, "reason": r, "n_objects": n} for (s, t, r), n in counts.items()],

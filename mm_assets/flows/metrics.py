@@ -118,7 +118,7 @@ def _of_sources(workspace: Workspace) -> dict[MeterKey, float]:
 
 def _of_work(workspace: Workspace) -> dict[MeterKey, float]:
     ledger, recipes = workspace.ledger, dict(workspace.recipes)
-    values: dict[MeterKey, float] = {("refusals", ()): len(ledger.objects.refusals())}
+    values: dict[MeterKey, float] = {("refusals", ()): ledger.objects.n_refusals()}
     for (step, recipe, state), n in ledger.meters.n_rows().items():
         if recipes.get(step) == recipe:
             values["ledger_rows", (("state", state), ("step", step))] = n

@@ -191,6 +191,11 @@ class ObjectBook(ScanBook):
                 ).rowcount
         return n
 
+    def n_refusals(self) -> int:
+        """Count the names that cannot be held."""
+        with self._reader.connect() as connection:
+            return int(connection.scalar(select(func.count()).select_from(REFUSALS)) or 0)
+
     def refusals(self) -> list[Refusal]:
         """Return all names that cannot be held, in the order of discovery."""
         query = select(REFUSALS).order_by(REFUSALS.c.first_seen_at, REFUSALS.c.refusal_id)

@@ -33,7 +33,8 @@ _READ_THREADS = 8
 _ROWS_PER_GROUP = 64  # results hold images: a small group keeps readers' memory flat
 _SHARD_KEY = re.compile(r"tables/(?P<table>[^/]+)/shard=(?P<shard>\d{1,9})/part-0\.parquet")
 _RESULT_KEY = re.compile(r"results/(?P<step>[^/]+)/(?P<recipe>[^/]+)/[0-9a-f]{2}/(?P<object_id>[0-9a-f]{32})\.parquet")
-_DEAD_LETTER_KEY = re.compile(r"dead_letters/(?P<object_id>[0-9a-f]{32})/(?P<step>[^/]+)\.json")
+# A version has 32 digits, a refused name 16.
+_DEAD_LETTER_KEY = re.compile(r"dead_letters/(?P<object_id>(?:[0-9a-f]{16}){1,2})/(?P<step>[^/]+)\.json")
 
 
 class Lake:

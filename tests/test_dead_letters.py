@@ -243,7 +243,9 @@ def listed(failing: tuple[Place, Workspace], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(
         "mm_assets.resources.workspace.open_workspace", lambda settings, **_: open_fake_workspace(settings)
     )
-    workspace.ledger.objects.refuse([Refusal("f" * 32, "source", "bad\\x1b[31mname", "policy", "no key can hold it")])
+    workspace.ledger.objects.refuse(
+        [Refusal("f" * 32, "source", "bad\\x1b[31mname", "policy", "no key can hold it")], seen_pass=1
+    )
     return place
 
 

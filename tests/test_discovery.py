@@ -573,6 +573,26 @@ def test_names_that_nothing_can_hold_are_refused_once(make_workspace: Callable[.
     assert records.keys() == {r.refusal_id for r in refusals}
     discover(workspace, "source")
     assert records == {p.parent.name: p.stat().st_mtime_ns for p in place.lake.glob("dead_letters/*/discovery.json")}
+    assert {(of, step) for of, step, _ in workspace.lake.dead_letters()} == {(of, "discovery") for of in records}
+
+
+def test_a_refused_name_that_was_renamed_is_told_no_more(make_workspace: Callable[..., Any]) -> None:
+    """A complete pass that does not meet the name takes its row and its record; one under an alarm takes nothing."""
+    place = make_workspace()
+    workspace = place.open()
+    store = scripted(workspace, keys=["good", *(f"nul{n}\x00.png" for n in range(2))])
+    discover(workspace, "source")
+    assert workspace.ledger.objects.n_refusals() == 2
+
+    del store.etags["nul0\x00.png"]
+    discover(workspace, "source")
+
+    [left] = workspace.ledger.objects.refusals()
+    assert left.shown_key == "nul1\\x00.png"
+    assert [path.parent.name for path in place.lake.glob("dead_letters/*/*.json")] == [left.refusal_id]
+    store.etags.clear()
+    assert discover(workspace, "source").alarm
+    assert workspace.ledger.objects.refusals() == [left]
 
 
 def test_selecting_a_thousand_keys_costs_few_milliseconds(make_workspace: Callable[..., Any]) -> None:

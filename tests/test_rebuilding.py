@@ -22,6 +22,7 @@ from mm_assets.flows.verifying import find_differences
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import Lake
 from mm_assets.ledger.catalog import PUBLISH_LOCK
+from mm_assets.ledger.dead import DeadFilter
 from mm_assets.ledger.restoring import RestoringBook
 
 Make = Callable[..., Place]
@@ -100,12 +101,16 @@ def test_a_rebuilt_ledger_is_the_one_that_was_lost(make_workspace: Make, compute
 def test_dead_letters_come_back_with_their_tries(make_workspace: Make) -> None:
     """What was given up stays given up, and a person can replay it."""
     place = make_workspace(*MEDIA)
-    ingest(place.open())
+    workspace = place.open()
+    ingest(workspace)
+    [letter] = workspace.ledger.dead.letters(DeadFilter(step="segments"))
     place.lose_ledger()
     workspace = place.open()
 
     rebuild(workspace)
 
+    [restored] = workspace.ledger.dead.letters(DeadFilter(step="segments"))
+    assert restored.changed_at <= letter.changed_at  # of the record, which is written first
     [known] = workspace.ledger.objects.find("broken.png")
     row = next(row for row in workspace.ledger.work.states(known.object_id) if row["step"] == "segments")
     assert (row["state"], row["reason"], row["tries"]) == ("dead", "corrupt", 1)

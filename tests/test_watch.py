@@ -108,15 +108,16 @@ def work_of(workspace: Workspace, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_watch_follows_listings_and_events_until_sigterm(make_workspace: MakePlace) -> None:
-    """What comes is processed and told in one line each, by a listing or by an event; SIGTERM is a good end."""
+    """What comes is processed, or given up, and told in one line each; SIGTERM is a good end."""
     place = make_workspace("picture0.png", refresh={"min_changed": 1})
     with command(place, "ingest", "--watch", "--interval", "2") as process:
         assert "source: 1 new" in process.wait_for("new")
         process.wait_for("1 objects processed")
         process.wait_for("tables and indexes are up to date")
-        place.add("picture1.png")
-        assert "1 new" in process.wait_for("source: ")
-        process.wait_for("1 objects processed")
+        place.add("picture1.png", "broken.png")
+        assert "2 new" in process.wait_for("source: ")
+        process.wait_for("2 objects processed")
+        assert "1 corrupt" in process.wait_for("steps given up")
         (place.source / "picture0.png").unlink()
         assert "1 gone" in process.wait_for("source: ")
         code, seconds = process.end(signal.SIGTERM)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, int, int | None], None]
 _SAY_NEWS_S, _SAY_AGAIN_S = 10.0, 60.0
-_TROUBLE = {"alarm", "failed"}
+_TROUBLE = {"alarm", "failed", "given_up"}
 _PHASES = {"discover": "listing", "process": "processing", "refresh": "tables and indexes"}
 
 

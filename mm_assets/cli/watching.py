@@ -8,6 +8,7 @@ A batch that runs holds up the rest; events wait in the inbox meanwhile, and not
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -36,7 +37,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Say(Protocol):
-    """Tells a change: ``what`` is found, processed, published, alarm, waits, failed or recovered."""
+    """Tells a change: ``what`` is found, processed, given_up, published, alarm, waits, failed or recovered."""
 
     def __call__(self, what: str, text: str, **facts: Any) -> None:
         """Tell it in words and in numbers."""
@@ -135,7 +136,7 @@ def _chores(
         "rules": Chore("event rules", _Rules(workspace, say).look, CHECK_EVERY_S, say),
         "events": Chore("events", partial(_drain, workspace, say), 0.0, say),
         **listings,
-        "process": Chore("processing", partial(_process, workspace, runner, say), 0.0, say),
+        "process": Chore("processing", _Processing(workspace, runner, say).go_on, 0.0, say),
         "refresh": Chore("tables and indexes", _Refresh(workspace, runner, say).go_on, _REFRESH_EVERY_S, say),
     }
 
@@ -192,16 +193,33 @@ class _Listing:
         return not found.is_complete and found.stopped_by is None
 
 
-def _process(workspace: Workspace, runner: Runner, say: Say) -> bool:
-    """Run one batch, so that new events do not wait for a long queue."""
-    n_failed, started = len(runner.failed_runs), time.monotonic()
-    free_lost_work(workspace)
-    n_objects = runner.process_some(1)
-    if n_objects:
-        seconds = time.monotonic() - started
-        say("processed", f"{n_objects} objects processed, {seconds:.1f} s", n_objects=n_objects, seconds=seconds)
-    _raise_failures(runner, n_failed)
-    return n_objects > 0
+class _Processing:
+    """Runs of what is wanted, and what was given up in them."""
+
+    def __init__(self, workspace: Workspace, runner: Runner, say: Say) -> None:
+        self._workspace, self._runner, self._say = workspace, runner, say
+
+    def go_on(self) -> bool:
+        """Run one batch, so that new events do not wait for a long queue."""
+        n_failed, started = len(self._runner.failed_runs), time.monotonic()
+        depth = self._depth()
+        free_lost_work(self._workspace)
+        n_objects = self._runner.process_some(1)
+        if n_objects:
+            seconds = time.monotonic() - started
+            text = f"{n_objects} objects processed, {seconds:.1f} s"
+            self._say("processed", text, n_objects=n_objects, seconds=seconds)
+        self._tell_given_up(self._depth() - depth)
+        _raise_failures(self._runner, n_failed)
+        return n_objects > 0
+
+    def _depth(self) -> Counter[str]:
+        return Counter(self._workspace.ledger.dead.depth(self._workspace.recipes))
+
+    def _tell_given_up(self, reasons: Counter[str]) -> None:
+        if reasons:
+            told = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
+            self._say("given_up", f"steps given up: {told} (mm dlq list)", reasons=dict(reasons))
 
 
 class _Refresh:

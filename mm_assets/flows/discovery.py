@@ -19,7 +19,7 @@ from mm_assets.errors import MmAssetsError, ServiceError
 from mm_assets.flows.asking import answer
 from mm_assets.flows.locking import BusyError, held
 from mm_assets.flows.looking import look, pause
-from mm_assets.flows.refusing import refuse
+from mm_assets.flows.refusing import refuse, withdraw
 from mm_assets.flows.selecting import Selection
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import KnownObject, LostCursorError, PageDelta, Scan
@@ -180,7 +180,7 @@ class _Lister:
             raise
         picked = self._selection.pick(page.objects)
         refused = [*picked.refused, *((name, "no readable key: rename the object") for name in page.skipped)]
-        refuse(self._workspace, self._alias, refused)
+        refuse(self._workspace, self._alias, refused, scan.pass_number)
         after = None if page.next_after is None else self._selection.beyond_own(page.next_after)
         delta = objects.record_page(
             self._alias, picked.seen, at=scan, after=after, shard_objects=self._workspace.settings.refresh.shard_objects
@@ -215,6 +215,8 @@ class _Lister:
             objects.retire(self._alias, gone, (), at=scan)
             raise
         if is_decided:
+            if alarm is None:
+                withdraw(self._workspace, self._alias, scan.pass_number)
             n_gone = objects.finish_pass(self._alias, gone, alarm, at=scan)
         else:
             n_gone = objects.retire(self._alias, gone, (), at=scan)  # kept, so that the next call has less to ask

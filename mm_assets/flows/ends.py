@@ -3,12 +3,13 @@
 Put here: the rules of tries, skips and dead letters. Keep out: the work itself.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from mm_assets.errors import ObjectError, Reason
 from mm_assets.flows import dead_letters
 from mm_assets.flows.workspace import Workspace
-from mm_assets.ledger import Claim, Finished
+from mm_assets.ledger import NO_INPUT, Claim, Finished
 
 _BACKOFF_S = 60.0
 _SERVICE_WAIT_S = 60.0
@@ -46,6 +47,11 @@ def done(step: str, n_rows: int, key: str, seconds: float, *, is_new: bool = Tru
 def skipped(step: str, reason: str) -> StepEnd:
     """End without a result, because there is nothing to do for this kind of object."""
     return StepEnd(step, "skipped", reason=reason)
+
+
+def without_input(step: str, kinds: Collection[str]) -> StepEnd:
+    """End because the object has no segment of the kinds that the step takes."""
+    return skipped(step, f"{NO_INPUT}{' or '.join(sorted(kinds))}")
 
 
 def interrupted(step: str, reason: str, error: object, wait_s: float | None = None) -> StepEnd:

@@ -56,7 +56,7 @@ def extract_step(workspace: Workspace, step: str, group: Sequence[Prepared]) -> 
     able = [prepared for prepared in wanted if _has_kind(prepared, extractor)]
     for prepared in wanted:
         if prepared not in able:
-            prepared.ends.append(ends.skipped(step, f"no {' or '.join(sorted(extractor.takes))}"))
+            prepared.ends.append(ends.without_input(step, extractor.takes))
     able = [prepared for prepared in able if not _adopt(workspace, step, prepared)]
     if not able:
         return {}

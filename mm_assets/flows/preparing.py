@@ -26,7 +26,7 @@ from mm_assets.flows.ends import StepEnd
 from mm_assets.flows.recipes import DECODING_STEPS, provenance
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import open_parquet
-from mm_assets.ledger import Claim
+from mm_assets.ledger import SEGMENTS_DEAD, Claim
 from mm_assets.media.guard import DecodedMedia, MediaWorker
 from mm_assets.media.segments import MediaFacts
 from mm_assets.media.sniff import MediaType, sniff
@@ -174,7 +174,7 @@ class Preparer:
         rows = {r["step"]: r for r in self._workspace.ledger.work.states(object_id) if r["recipe"] == recipe}
         found = rows.get("segments", {"state": "wanted", "reason": None})
         if found["state"] in {"dead", "skipped"}:
-            reason = "segments_dead" if found["state"] == "dead" else str(found["reason"])
+            reason = SEGMENTS_DEAD if found["state"] == "dead" else str(found["reason"])
             prepared.end_all(lambda step: ends.skipped(step, reason))
         elif not self._has_segments(object_id, recipe) or not self._fetch(prepared):
             self._workspace.ledger.work.want_again("segments", recipe, [object_id])
@@ -304,7 +304,7 @@ class Preparer:
             return False
         for step in prepared.open_steps:
             if step != "raw_objects":
-                prepared.ends.append(ends.skipped(step, "segments_dead"))
+                prepared.ends.append(ends.skipped(step, SEGMENTS_DEAD))
         return True
 
     def _commit_segments(self, prepared: Prepared, decoded: DecodedMedia, started: float) -> None:

@@ -11,6 +11,7 @@ killed is begun again: what is there stays as it is.
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
@@ -268,4 +269,5 @@ def _to_end(record: Mapping[str, Any]) -> RestoredWork:
         tries=int(record["tries"]),
         claims=int(record.get("claims", 0)),
         replays=int(record.get("replays", 0)),
+        changed_at=datetime.fromisoformat(record["died_at"]).timestamp(),
     )

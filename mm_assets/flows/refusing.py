@@ -14,20 +14,29 @@ from mm_assets.identity import short_hash
 from mm_assets.ledger import Refusal
 
 
-def refuse(workspace: Workspace, alias: str, names: Sequence[tuple[str, str]]) -> int:
-    """Record (name, why) of what is not known yet; returns how many were new.
+def refuse(workspace: Workspace, alias: str, names: Sequence[tuple[str, str]], seen_pass: int) -> None:
+    """Record (name, why) of what is not known yet, and that this pass met it.
 
     The record is durable before the ledger's row, as with every dead letter.
     """
     if not names:
-        return 0
+        return
     refusals = {item.refusal_id: item for item in (_to_refusal(alias, name, why) for name, why in names)}
     fresh = [refusals[refusal_id] for refusal_id in sorted(workspace.ledger.objects.unrefused(list(refusals)))]
     for _, written in answers(lambda item: _write(workspace, item), fresh, ends_at=float("inf")):
         if isinstance(written, Exception):
             raise written
-    workspace.ledger.objects.refuse(fresh)
-    return len(fresh)
+    workspace.ledger.objects.refuse(list(refusals.values()), seen_pass)
+
+
+def withdraw(workspace: Workspace, alias: str, pass_number: int) -> None:
+    """Remove record and row of names that a complete pass did not meet: they were renamed or removed."""
+    missed = workspace.ledger.objects.missed_refusals(alias, pass_number)
+    for refusal_id in missed:
+        for _, _, stored in workspace.lake.dead_letters(refusal_id):
+            workspace.lake.store.erase(stored.key)
+    if missed:
+        workspace.ledger.objects.forget_refusals(missed)
 
 
 def _to_refusal(alias: str, name: str, why: str) -> Refusal:

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection, Row
 
 from mm_assets.ledger.batches import change_work
 from mm_assets.ledger.progress import these
-from mm_assets.ledger.tables import IS_LIVE, OBJECTS, WORK
+from mm_assets.ledger.tables import IS_LIVE, OBJECTS, SEGMENTS_DEAD, WORK
 from mm_assets.ledger.transactions import retried
 from mm_assets.ledger.versions import KnownObject, chunks, known_object
 
@@ -110,7 +110,7 @@ class DeadBook:
         again: dict[str, Any] = {"state": "wanted", "reason": None, "error": None, "tries": 0, "claims": 0}
         again |= {"not_before": 0.0, "batch_id": None, "changed_at": time.time()}
         decoded = sorted({letter.known.object_id for letter in letters if letter.step == "segments"})
-        waits = and_(WORK.c.state == "skipped", WORK.c.reason == "segments_dead")
+        waits = and_(WORK.c.state == "skipped", WORK.c.reason == SEGMENTS_DEAD)
         if recipes is not None:
             waits = and_(waits, these(recipes))
         with self._engine.begin() as connection:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, true, update
 from sqlalchemy.engine import Connection
 
 from mm_assets.ledger import inbox
@@ -179,17 +179,30 @@ class ObjectBook(ScanBook):
         return new
 
     @retried
-    def refuse(self, refusals: Sequence[Refusal]) -> int:
-        """Remember names that cannot be held; returns how many were new."""
+    def refuse(self, refusals: Sequence[Refusal], seen_pass: int) -> None:
+        """Remember names that cannot be held, and which pass met them last."""
         now = time.time()
-        n = 0
         with self._engine.begin() as connection:
             for refusal in sorted(refusals, key=lambda item: item.refusal_id):
-                values = asdict(refusal) | {"first_seen_at": now}
-                n += connection.execute(
-                    insert_into(connection, REFUSALS).values(**values).on_conflict_do_nothing()
-                ).rowcount
-        return n
+                row = insert_into(connection, REFUSALS).values(
+                    **asdict(refusal) | {"first_seen_at": now, "seen_pass": seen_pass}
+                )
+                connection.execute(
+                    row.on_conflict_do_update(index_elements=["refusal_id"], set_={"seen_pass": seen_pass})
+                )
+
+    def missed_refusals(self, alias: str, pass_number: int) -> list[str]:
+        """Return the ids of refused names of a source that this pass did not meet."""
+        query = select(REFUSALS.c.refusal_id).where(REFUSALS.c.alias == alias, REFUSALS.c.seen_pass < pass_number)
+        with self._reader.connect() as connection:
+            return list(connection.scalars(query.order_by(REFUSALS.c.refusal_id)))
+
+    @retried
+    def forget_refusals(self, refusal_ids: Sequence[str]) -> None:
+        """Forget names that are in their source no more."""
+        with self._engine.begin() as connection:
+            for part in chunks(refusal_ids):
+                connection.execute(delete(REFUSALS).where(REFUSALS.c.refusal_id.in_(part)))
 
     def n_refusals(self) -> int:
         """Count the names that cannot be held."""

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from mm_assets.ledger.batches import lock_work
 from mm_assets.ledger.clock import epoch_now
 from mm_assets.ledger.objects import KnownObject, chunks, known_object
-from mm_assets.ledger.tables import GENERATIONS, IS_LIVE, OBJECTS, WORK
+from mm_assets.ledger.tables import GENERATIONS, IS_LIVE, NO_INPUT, OBJECTS, WORK
 from mm_assets.ledger.transactions import retried
 
 _ROWS_AT_ONCE = 1_000
@@ -24,7 +24,7 @@ _LAST_TOKEN = func.coalesce(
     OBJECTS.c.last_token,
 )
 # Its very bytes give the step nothing, so there never was a result.
-_HAS_NOTHING = and_(WORK.c.state == "skipped", or_(WORK.c.reason == "unsupported", WORK.c.reason.like("no %")))
+_HAS_NOTHING = and_(WORK.c.state == "skipped", or_(WORK.c.reason == "unsupported", WORK.c.reason.startswith(NO_INPUT)))
 _MAY_BE_UNTOLD = and_(WORK.c.n_rows.is_(None), ~_HAS_NOTHING)
 # The record is written before the row says dead, and removed after it says something else.
 _MAY_BE_RECORDED = or_(

@@ -51,7 +51,13 @@ class RestoredVersion:
 
 @dataclass(frozen=True, slots=True)
 class RestoredWork:
-    """How a step of a version had ended, or that it had not: ``state`` is done, skipped, dead or wanted."""
+    """How a step of a version had ended, or that it had not.
+
+    Attributes
+    ----------
+    state : done, skipped, dead or wanted
+    changed_at : seconds since the epoch; None for now
+    """
 
     object_id: str
     step: str
@@ -63,6 +69,7 @@ class RestoredWork:
     tries: int = 0
     claims: int = 0
     replays: int = 0
+    changed_at: float | None = None
 
 
 class RestoringBook:
@@ -214,4 +221,5 @@ def _version_row(item: RestoredVersion) -> dict[str, Any]:
 
 
 def _work_row(item: RestoredWork) -> Mapping[str, Any]:
-    return asdict(item) | {"token": 0, "not_before": 0.0, "changed_at": time.time()}
+    changed_at = time.time() if item.changed_at is None else item.changed_at
+    return asdict(item) | {"token": 0, "not_before": 0.0, "changed_at": changed_at}

@@ -63,6 +63,9 @@ OBJECTS = Table(
     Index("objects_to_sweep", "left_at", sqlite_where=_TO_SWEEP, postgresql_where=_TO_SWEEP),
 )
 
+# Why a step was skipped; what begins with the second has no input of a kind that the step takes.
+SEGMENTS_DEAD, NO_INPUT = "segments_dead", "no "
+
 WORK = Table(
     "work",
     METADATA,
@@ -182,6 +185,7 @@ REFUSALS = Table(
     Column("reason", Text, nullable=False),
     Column("error", Text, nullable=False),
     Column("first_seen_at", Float, nullable=False),
+    Column("seen_pass", Integer, nullable=False, default=0, server_default="0"),  # the last listing that met it
 )
 
 METERS = Table(

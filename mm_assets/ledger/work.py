@@ -19,11 +19,10 @@ from mm_assets.errors import Reason
 from mm_assets.ledger.batches import BatchBook, change_work, lock_work, open_rows
 from mm_assets.ledger.clock import epoch_now
 from mm_assets.ledger.progress import IS_OF_LIVE, these, wanted_by_source
-from mm_assets.ledger.tables import IS_LIVE, OBJECTS, WORK
+from mm_assets.ledger.tables import IS_LIVE, OBJECTS, SEGMENTS_DEAD, WORK
 from mm_assets.ledger.transactions import retried
 from mm_assets.ledger.versions import KnownObject, chunks, known_object
 
-_SEGMENTS_DEAD = "segments_dead"  # why a step was skipped that had nothing to read
 _HELD_BY_NOBODY: dict[str, Any] = {"batch_id": None, "owner": None, "lease_until": None}
 
 
@@ -227,7 +226,7 @@ def _keep_open(changes: Sequence[dict[str, Any]], rows: Iterable[Row[Any]]) -> N
     states = {row.object_id: row.state for row in of_segments}
     states |= {change["of_object"]: change["state"] for change in changes if change["of_step"] == "segments"}
     for change in changes:
-        if (change["state"], change["reason"]) == ("skipped", _SEGMENTS_DEAD) and states.get(
+        if (change["state"], change["reason"]) == ("skipped", SEGMENTS_DEAD) and states.get(
             change["of_object"]
         ) == "done":
             change |= {"state": "wanted", "reason": None, "error": None}
@@ -237,7 +236,7 @@ def _reopen(connection: Connection, object_ids: Sequence[str]) -> None:
     """Open the steps that these objects' missing segments had ended; the caller holds all their rows."""
     values = {"state": "wanted", "reason": None, "changed_at": time.time()}
     for part in chunks(sorted(object_ids)):
-        waited = and_(WORK.c.object_id.in_(part), WORK.c.state == "skipped", WORK.c.reason == _SEGMENTS_DEAD)
+        waited = and_(WORK.c.object_id.in_(part), WORK.c.state == "skipped", WORK.c.reason == SEGMENTS_DEAD)
         connection.execute(update(WORK).where(waited).values(**values))
 
 

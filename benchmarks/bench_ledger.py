@@ -174,7 +174,7 @@ def _claimer(url: str, number: int, batches: list[str], busy_s: float, start: An
         got += [claim.known.object_id for claim in claimed]
         time.sleep(chance.uniform(0, 2 * busy_s))
         ends = [Finished(c.known.object_id, "segments", "recipe", c.tokens["segments"], "done") for c in claimed]
-        ledger.work.finish(ends)
+        ledger.work.finish(ends, _RECIPES)
     ledger.close()
     answers.put((seconds, got))
 

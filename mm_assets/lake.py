@@ -33,6 +33,7 @@ _READ_THREADS = 8
 _ROWS_PER_GROUP = 64  # results hold images: a small group keeps readers' memory flat
 _SHARD_KEY = re.compile(r"tables/(?P<table>[^/]+)/shard=(?P<shard>\d{1,9})/part-0\.parquet")
 _RESULT_KEY = re.compile(r"results/(?P<step>[^/]+)/(?P<recipe>[^/]+)/[0-9a-f]{2}/(?P<object_id>[0-9a-f]{32})\.parquet")
+DISCOVERY = "discovery"  # stands for the step in the record of a name that was refused
 # A version has 32 digits, a refused name 16.
 _DEAD_LETTER_KEY = re.compile(r"dead_letters/(?P<object_id>(?:[0-9a-f]{16}){1,2})/(?P<step>[^/]+)\.json")
 
@@ -114,14 +115,14 @@ class Lake:
     def read_results(
         self, step: str, wanted: Sequence[tuple[str, str]], columns: Sequence[str]
     ) -> list[pa.Table | None]:
-        """Read these columns of (recipe, object_id) results, in order; None where a file is missing."""
+        """Read these columns of (recipe, object_id) results, in order; None where a file is missing or damaged."""
         with ThreadPoolExecutor(_READ_THREADS) as pool:
             return list(pool.map(lambda item: self._read_result(step, item[0], item[1], columns), wanted))
 
     def _read_result(self, step: str, recipe: str, object_id: str, columns: Sequence[str]) -> pa.Table | None:
         try:
             return self.read_columns(self.result_key(step, recipe, object_id), columns)
-        except ObjectNotFoundError:
+        except (ObjectNotFoundError, pa.ArrowException, OSError):  # failures of the store are our own errors
             return None
 
     def read_columns(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -232,6 +233,10 @@ class Lake:
     def read_dead_letter(self, object_id: str, step: str) -> dict[str, Any] | None:
         """Read a dead letter; None where there is none."""
         return self._read_json(f"dead_letters/{object_id}/{step}.json")
+
+    def erase_dead_letter(self, object_id: str, step: str) -> None:
+        """Remove a dead letter; none there is no error."""
+        self.store.erase(f"dead_letters/{object_id}/{step}.json")
 
     def dead_letters(self, object_id: str = "") -> Iterator[tuple[str, str, StoredObject]]:
         """Yield (object_id, step, file) of all dead letters, or of one version's, in the order of their ids."""

@@ -28,7 +28,7 @@ from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import Lake
 from mm_assets.ledger import Ledger
 from mm_assets.resources.s3 import open_store
-from mm_assets.resources.workspace import WorkspaceResource
+from mm_assets.resources.workspace import WorkspaceResource, check_sources
 from mm_assets.settings import Settings
 
 DIM = 16
@@ -147,7 +147,9 @@ def fake_extractors(settings: Settings, fails_on: str = "", failing_step: str = 
     return found
 
 
-def open_fake_workspace(settings: Settings, fails_on: str = "", failing_step: str = "") -> Workspace:
+def open_fake_workspace(
+    settings: Settings, fails_on: str = "", failing_step: str = "", *, check: bool = False
+) -> Workspace:
     """Open the settings' stores and ledger for real, with fake extractors."""
     taxonomy = settings.state / "taxonomy.yaml"
     taxonomy.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +160,8 @@ def open_fake_workspace(settings: Settings, fails_on: str = "", failing_step: st
     sources = {source.alias: open_store(source, name=source.alias, traffic=traffic) for source in settings.sources}
     pack = Pack("fake", {}, taxonomy)
     extractors = fake_extractors(settings, fails_on, failing_step)
-    return Workspace(settings, Ledger(settings.ledger_location), lake, sources, pack, extractors, traffic)
+    unreachable = check_sources(sources) if check else {}
+    return Workspace(settings, Ledger(settings.ledger_location), lake, sources, pack, extractors, traffic, unreachable)
 
 
 class FakeWorkspaceResource(WorkspaceResource):
@@ -177,8 +180,8 @@ class FakeWorkspaceResource(WorkspaceResource):
         """Open the workspace and close it again."""
         workspace = open_fake_workspace(self.settings(), self.fails_on, self.failing_step)
         try:
-            for store in workspace.sources.values() if check else ():
-                store.check()
+            if check:
+                check_sources(workspace.sources)
             yield workspace
         finally:
             workspace.close()

@@ -182,7 +182,7 @@ def test_declined_objects_cost_little(tmp_path: Path) -> None:
 
 @pytest.mark.fault(10)
 def test_refused_connections_are_borne_then_given_up(tmp_path: Path) -> None:
-    """While work runs, an endpoint that is away is a failing service; ``check`` calls it a wrong setting."""
+    """An endpoint that is away is a failing service; ``check`` gives up within seconds and names the setting."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -192,7 +192,7 @@ def test_refused_connections_are_borne_then_given_up(tmp_path: Path) -> None:
             store.read("k")
         assert len(time.waits) > 5
         time.waits.clear()
-        with pytest.raises(ConfigError, match=f"{url}.*endpoint_url"):
+        with pytest.raises(RetriesExhaustedError, match=f"{url}.*endpoint_url"):
             store.check()
         assert sum(time.waits) <= 10
 
@@ -304,5 +304,8 @@ def test_newlines_and_dots_travel_in_the_path() -> None:
 
 def test_check_does_not_take_a_proxy_for_a_store() -> None:
     """What answers every path with a page of its own is no store."""
-    with fault_server(Answer(body=b"<html>please log in</html>")) as server, pytest.raises(ConfigError, match="proxy"):
+    with (
+        fault_server(Answer(body=b"<html>please log in</html>")) as server,
+        pytest.raises(ServiceError, match=r"proxy.*endpoint_url"),
+    ):
         make_store(server).check()

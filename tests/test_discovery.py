@@ -15,9 +15,11 @@ from scripted_store import live, raising, scripted
 
 from mm_assets.buckets.base import BreakerOpenError, DailyCapError, Page, StoredObject
 from mm_assets.errors import ConfigError, ServiceError
+from mm_assets.flows import discovery, refusing
 from mm_assets.flows.discovery import _daily_calls, discover
 from mm_assets.flows.planning import plan_batches
 from mm_assets.flows.workspace import Workspace
+from mm_assets.lake import Lake
 from mm_assets.settings import SourceSettings
 
 PICTURES = tuple(f"picture{n}.png" for n in range(6))
@@ -595,14 +597,61 @@ def test_a_refused_name_that_was_renamed_is_told_no_more(make_workspace: Callabl
     assert workspace.ledger.objects.refusals() == [left]
 
 
-def test_selecting_a_thousand_keys_costs_few_milliseconds(make_workspace: Callable[..., Any]) -> None:
-    """A million keys are chosen in seconds of CPU where a source takes everything."""
-    from mm_assets.flows.selecting import Selection
-
+def test_a_confirmation_that_comes_while_a_pass_ends_counts_for_the_next(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The person was told yes; the pass that had decided on its alarm before must not forget it."""
     workspace = make_workspace().open()
-    store = scripted(workspace, keys=[f"films/2026/11/{n:08}.mp4" for n in range(1_000)])
-    page, selection = store.list_page().objects, Selection.of(workspace, "source")
-    started = time.process_time()
-    for _ in range(20):
-        assert len(selection.pick(page).seen) == 1_000
-    assert (time.process_time() - started) / 20 < 0.03
+    store = scripted(workspace, keys=[f"k{n}" for n in range(20)])
+    discover(workspace, "source")
+    store.etags.clear()
+    assert discover(workspace, "source").alarm
+    decide = discovery.brake
+
+    def decide_then_be_confirmed(*args: Any) -> str | None:
+        alarm = decide(*args)
+        assert workspace.ledger.objects.confirm_deletions("source")
+        return alarm
+
+    with monkeypatch.context() as patch:
+        patch.setattr(discovery, "brake", decide_then_be_confirmed)
+        assert discover(workspace, "source").n_gone == 0
+
+    assert discover(workspace, "source").n_gone == 20
+
+
+def test_an_overtaken_lister_sets_no_refused_name_back(make_workspace: Callable[..., Any]) -> None:
+    """A lister that stood still for a whole pass cannot make a name look as if nobody had met it since."""
+    workspace = make_workspace().open()
+    scripted(workspace, keys=["good", "nul\x00.png"])
+    for _ in range(2):
+        discover(workspace, "source")
+
+    refusing.refuse(workspace, "source", [("nul\x00.png", "slow")], 1)
+
+    assert workspace.ledger.objects.forget_refusals("source", 2, 10) == []
+
+
+def test_many_refused_names_are_withdrawn_within_the_time_of_a_call(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What there is no time for is left to the next pass; the pass itself ends, and no record outlives its row."""
+    place = make_workspace()
+    workspace = place.open()
+    store = scripted(workspace, keys=["good", *(f"nul{n}\x00.png" for n in range(200))])
+    discover(workspace, "source")
+    for key in [key for key in store.etags if "\x00" in key]:
+        del store.etags[key]
+    erase = Lake.erase_dead_letter
+    monkeypatch.setattr(Lake, "erase_dead_letter", lambda *args: (time.sleep(0.1), erase(*args)))
+
+    started = time.monotonic()
+    found = discover(workspace, "source", deadline_s=1.0)
+
+    assert found.is_complete
+    assert time.monotonic() - started < 2.5
+    left = workspace.ledger.objects.n_refusals()
+    assert 0 < left < 200
+    monkeypatch.undo()
+    discover(workspace, "source")
+    assert workspace.ledger.objects.n_refusals() == 0

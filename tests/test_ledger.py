@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_shards_are_filled_in_the_order_of_discovery(ledger: Ledger) -> None:
 def test_a_version_that_comes_back_is_not_processed_again(ledger: Ledger) -> None:
     """A, B, A again: the results of A still hold."""
     _list(ledger, {"a": "1"})
-    ledger.work.finish(_finish(_claims(ledger), "done"))
+    ledger.work.finish(_finish(_claims(ledger), "done"), RECIPES)
     _list(ledger, {"a": "2"})
 
     delta = _list(ledger, {"a": "1"})
@@ -150,8 +151,8 @@ def test_a_stale_token_finishes_nothing(ledger: Ledger) -> None:
     assert ledger.work.release_expired() == 2
     quick = _claims(ledger)
 
-    assert ledger.work.finish(_finish(slow, "done")) == [False, False]
-    assert ledger.work.finish(_finish(quick, "done")) == [True, True]
+    assert ledger.work.finish(_finish(slow, "done"), RECIPES) == [False, False]
+    assert ledger.work.finish(_finish(quick, "done"), RECIPES) == [True, True]
 
 
 def test_deaths_of_the_worker_end_as_crash_loop(ledger: Ledger) -> None:
@@ -171,7 +172,7 @@ def test_what_is_wanted_again_is_planned_again(ledger: Ledger) -> None:
     """A batch that was planned or is over does not keep it; what a worker holds stays with the worker."""
     _list(ledger, {"planned": "1", "held": "1"})
     claims = {claim.known.version.key: claim for claim in _claims(ledger, size=1)}
-    ledger.work.finish(_finish([claims["planned"]], "wanted"))
+    ledger.work.finish(_finish([claims["planned"]], "wanted"), RECIPES)
     _plan = {"needs": NEEDS, "aliases": ["b"], "size": 9, "max_tries": 3, "planner": "p"}
     assert len(ledger.work.plan(RECIPES, **_plan)) == 1  # type: ignore[arg-type]
     ids = [claim.known.object_id for claim in claims.values()]
@@ -180,13 +181,13 @@ def test_what_is_wanted_again_is_planned_again(ledger: Ledger) -> None:
         ledger.work.want_again(step, recipe, ids)
 
     assert [batch.n_objects for batch in ledger.work.plan(RECIPES, **_plan)] == [1]  # type: ignore[arg-type]
-    assert ledger.work.finish(_finish([claims["held"]], "done")) == [True, True]
+    assert ledger.work.finish(_finish([claims["held"]], "done"), RECIPES) == [True, True]
 
 
 def test_a_cancelled_redo_keeps_its_earlier_result(ledger: Ledger) -> None:
     """Its rows stay published: only the work was taken back."""
     _list(ledger, {"a": "1"})
-    ledger.work.finish(_finish(_claims(ledger), "done"))
+    ledger.work.finish(_finish(_claims(ledger), "done"), RECIPES)
     object_id = ledger.objects.find("a")[0].object_id
     ledger.dead.replay(ledger.dead.letters(DeadFilter(state="done")))
 
@@ -216,10 +217,23 @@ def test_the_last_try_runs_alone(ledger: Ledger) -> None:
         for batch in batches:
             claims = ledger.work.claim_batch(batch.batch_id, "me", recipes=RECIPES, lease_s=60, max_claims=8)
             bad = [c for c in claims if c.known.version.key == "k0"]
-            ledger.work.finish(_finish([c for c in claims if c not in bad], "done"))
-            ledger.work.finish(_finish(bad, "wanted", counts_as_try=True))
+            ledger.work.finish(_finish([c for c in claims if c not in bad], "done"), RECIPES)
+            ledger.work.finish(_finish(bad, "wanted", counts_as_try=True), RECIPES)
 
     assert lanes == [[("bulk", 12)], [("bulk", 1)], [("single", 1)]]
+
+
+def test_a_row_that_waits_is_not_taken_along(ledger: Ledger) -> None:
+    """A step that failed keeps its wait, also when another step of the same object is ready."""
+    _list(ledger, {"a": "1"})
+    [claim] = _claims(ledger)
+    ends = _finish([claim], "wanted", counts_as_try=True, retry_after_s=600.0)
+    ledger.work.finish([replace(end, retry_after_s=0.0) if end.step == "faces" else end for end in ends], RECIPES)
+
+    [batch] = ledger.work.plan(RECIPES, needs={}, aliases=["b"], size=9, max_tries=3, planner="p")
+
+    claims = ledger.work.claim_batch(batch.batch_id, "me", recipes=RECIPES, lease_s=60, max_claims=8)
+    assert [list(claim.steps) for claim in claims] == [["faces"]]
 
 
 def test_work_waits_for_what_it_needs(ledger: Ledger) -> None:
@@ -229,7 +243,7 @@ def test_work_waits_for_what_it_needs(ledger: Ledger) -> None:
     faces = {"faces": "r2"}
     assert ledger.work.plan(faces, needs=NEEDS, aliases=["b"], size=9, max_tries=3, planner="p") == []
 
-    ledger.work.finish(_finish(_claims(ledger, recipes={"segments": "r1"}), "done"))
+    ledger.work.finish(_finish(_claims(ledger, recipes={"segments": "r1"}), "done"), RECIPES)
 
     assert (
         ledger.work.plan(faces, needs={"faces": {"segments": "other"}}, aliases=["b"], size=9, max_tries=3, planner="p")
@@ -241,7 +255,7 @@ def test_work_waits_for_what_it_needs(ledger: Ledger) -> None:
 def test_a_retry_waits_for_its_time(ledger: Ledger) -> None:
     """Backoff is kept by the ledger, not by sleeping."""
     _list(ledger, {"a": "1"})
-    ledger.work.finish(_finish(_claims(ledger), "wanted", retry_after_s=1.0))
+    ledger.work.finish(_finish(_claims(ledger), "wanted", retry_after_s=1.0), RECIPES)
     assert _claims(ledger) == []
 
     time.sleep(1.1)
@@ -263,7 +277,7 @@ def test_batches_of_a_dead_planner_are_planned_anew(ledger: Ledger) -> None:
 def test_a_new_recipe_is_new_work_beside_the_old(ledger: Ledger) -> None:
     """Changing one model opens its rows again and no others."""
     _list(ledger, {"a": "1"})
-    ledger.work.finish(_finish(_claims(ledger), "done"))
+    ledger.work.finish(_finish(_claims(ledger), "done"), RECIPES)
 
     _open(ledger, {"segments": "r1", "faces": "r3"})
     assert ledger.work.counts({"segments": "r1", "faces": "r3"}) == {
@@ -277,7 +291,7 @@ def test_a_new_recipe_is_new_work_beside_the_old(ledger: Ledger) -> None:
 def test_an_earlier_result_holds_while_it_is_made_again(ledger: Ledger) -> None:
     """Rows do not leave the tables because somebody asked for them once more."""
     _list(ledger, {"a": "1"})
-    ledger.work.finish(_finish(_claims(ledger), "done"))
+    ledger.work.finish(_finish(_claims(ledger), "done"), RECIPES)
     object_id = ledger.objects.find("a")[0].object_id
     ledger.work.claim_objects([object_id], RECIPES, "again", lease_s=60)
 
@@ -338,7 +352,7 @@ def test_finished_keys_can_be_retired_and_dead_ones_stay(ledger: Ledger) -> None
     _list(ledger, {"good": "1", "bad": "1", "open": "1"})
     claims = {claim.known.version.key: claim for claim in _claims(ledger)}
     ledger.objects.set_in_dagster([claim.known.object_id for claim in claims.values()], held=True)
-    ledger.work.finish(_finish([claims["good"]], "done") + _finish([claims["bad"]], "dead"))
+    ledger.work.finish(_finish([claims["good"]], "done") + _finish([claims["bad"]], "dead"), RECIPES)
 
     assert [known.version.key for known in ledger.objects.retirable(10, RECIPES.values())] == ["good"]
     assert ledger.objects.n_in_dagster() == 3

@@ -17,7 +17,16 @@ from sqlalchemy.pool import NullPool
 import mm_assets.ledger as ledger_package
 from mm_assets.errors import ConfigError, ServiceError
 from mm_assets.identity import ObjectVersion
-from mm_assets.ledger import Claim, Finished, Ledger, LedgerUnavailableError, LostCursorError, SeenObject, ShardFile
+from mm_assets.ledger import (
+    Claim,
+    Finished,
+    Ledger,
+    LedgerUnavailableError,
+    LostCursorError,
+    Refusal,
+    SeenObject,
+    ShardFile,
+)
 from mm_assets.ledger.tables import OBJECTS, WORK
 from mm_assets.ledger.transactions import CollisionError
 from mm_assets.ledger.urls import show_url
@@ -146,6 +155,24 @@ def test_a_ledger_of_the_first_release_goes_on(ledger_url: str) -> None:
     assert (delta.n_new, at.pass_number) == (1, 4)
     assert ledger.work.open_work("b", RECIPES, 10) == 2
     ledger.close()
+
+
+def test_names_refused_before_an_upgrade_count_as_met(ledger_url: str) -> None:
+    """When they were met was not noted then: a pass that was under way does not take them for renamed."""
+    ledger = Ledger(ledger_url)
+    ledger.objects.scan("b")
+    ledger.objects.refuse([Refusal("f" * 16, "b", "name", "policy", "no key can hold it")], seen_pass=1)
+    with ledger._engine.begin() as connection:
+        connection.execute(text("UPDATE scans SET pass_number = 7"))
+        connection.execute(text("ALTER TABLE refusals DROP COLUMN seen_pass"))
+        connection.execute(text("UPDATE facts SET value = '3' WHERE name = 'schema'"))
+    ledger.close()
+
+    upgraded = Ledger(ledger_url)
+
+    assert upgraded.objects.forget_refusals("b", 7, 10) == []
+    assert upgraded.objects.forget_refusals("b", 8, 10) == ["f" * 16]
+    upgraded.close()
 
 
 def test_an_upgraded_ledger_has_the_tables_of_a_new_one(ledger_url: str, tmp_path: Path) -> None:
@@ -285,8 +312,8 @@ def test_an_end_whose_commit_was_not_answered_is_accepted_again(ledger: Ledger) 
         Finished(claim.known.object_id, "faces", "r2", claim.tokens["faces"], "dead", "corrupt", counts_as_try=True),
     ]
 
-    assert ledger.work.finish(ends) == [True, True]
-    assert ledger.work.finish(ends) == [True, True]
+    assert ledger.work.finish(ends, RECIPES) == [True, True]
+    assert ledger.work.finish(ends, RECIPES) == [True, True]
 
     rows = {row["step"]: row for row in ledger.work.states(claim.known.object_id)}
     assert (rows["segments"]["n_rows"], rows["faces"]["tries"]) == (3, 1)
@@ -523,7 +550,7 @@ def test_what_is_asked_often_reads_no_whole_table(tmp_path: Path) -> None:
     event.listen(ledger._engine, "before_cursor_execute", note)
     [batch] = _plan(ledger, size=50)
     claims = _claim(ledger, batch, "h/1/x")
-    ledger.work.finish([Finished(claims[0].known.object_id, "segments", "r1", 1, "done", n_rows=1)])
+    ledger.work.finish([Finished(claims[0].known.object_id, "segments", "r1", 1, "done", n_rows=1)], RECIPES)
     ledger.work.renew("h/1/x", 60)
     ledger.work.release("h/1/x")
     ledger.work.release_batches([batch])

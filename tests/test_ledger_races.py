@@ -36,7 +36,7 @@ def _claim(ledger: Ledger, owner: str, lease_s: float = 60, **recipes: str) -> C
 
 def _finish(ledger: Ledger, claim: Claim, step: str, state: Any, **more: Any) -> bool:
     end = Finished(VERSION.object_id, step, claim.steps[step], claim.tokens[step], state, **more)
-    return ledger.work.finish([end]) == [True]
+    return ledger.work.finish([end], RECIPES) == [True]
 
 
 def _states(ledger: Ledger) -> dict[str, tuple[Any, Any]]:
@@ -83,7 +83,7 @@ def test_steps_that_miss_segments_are_skipped_where_there_are_none(ledger: Ledge
         Finished(VERSION.object_id, "segments", "r1", claim.tokens["segments"], "dead", reason="corrupt"),
     ]
 
-    assert ledger.work.finish(ends) == [True, True]
+    assert ledger.work.finish(ends, RECIPES) == [True, True]
 
     assert _states(ledger) == {"segments": ("dead", "corrupt"), "faces": ("skipped", "segments_dead")}
 

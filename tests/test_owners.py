@@ -296,6 +296,9 @@ def test_a_lease_that_was_lost_is_told_and_counted_once(make_workspace: Callable
     lease.renew()
     with pytest.raises(LeaseLostError, match="taken over"):
         lease.check()
+    lease.renew()  # finds nothing held and nothing newly lost
+    with pytest.raises(LeaseLostError, match="taken over"):
+        lease.check()
     lease.give_back()
     assert _lost(workspace) == len(workspace.recipes)
 

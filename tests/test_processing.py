@@ -13,9 +13,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from flow_driver import column, ingest, plan, process, refresh
+from places import Place
 
 from mm_assets.buckets.base import DailyCapError
-from mm_assets.errors import ConfigError, ServiceError
+from mm_assets.errors import ConfigError, ObjectError, Reason, ServiceError
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.extracting import SystemicFailure
 from mm_assets.flows.processing import ObjectEnd, process_batch
@@ -617,3 +618,34 @@ def test_a_poison_object_dies_after_three_tries_and_stops_nobody(
 
     assert states == [("wanted", reason), ("wanted", reason), ("dead", reason), ("dead", reason)]
     assert _states(workspace, "picture0.png")["faces"] == ("done", None)
+
+
+def test_segments_of_another_recipe_open_nothing(make_workspace: Callable[..., Place], monkeypatch: Any) -> None:
+    """Settings that are changed and changed back leave what died under them dead: no work is planned for ever."""
+    place = make_workspace("picture0.png")
+    workspace = place.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(MediaWorker, "decode", _refuse)
+        discover(workspace, "source")
+        process(workspace)
+    place.close()
+    place.write_settings(media={"page_dpi": 100})
+    other = place.open()
+    discover(other, "source")
+    process(other)
+    place.close()
+
+    place.write_settings()
+    workspace = place.open()
+    discover(workspace, "source")
+
+    assert process(workspace) == []
+    object_id = workspace.ledger.objects.find("picture0.png")[0].object_id
+    rows = {(row["step"], row["recipe"]): row["state"] for row in workspace.ledger.work.states(object_id)}
+    assert rows["segments", other.recipes["segments"]] == "done"
+    assert rows["segments", workspace.recipes["segments"]] == "dead"
+    assert rows["faces", workspace.recipes["faces"]] == "skipped"
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise ObjectError(Reason.CORRUPT, "dies under these settings")

@@ -432,3 +432,44 @@ def test_reading_makes_no_lake(tmp_path: Path) -> None:
 
     lake.write_id("a")
     assert lake.lake_id() == lake.find_id() == "a"
+
+
+def test_a_damaged_result_is_made_again_and_stops_nothing(make_workspace: Callable[..., Any], tmp_path: Path) -> None:
+    """What cannot be read when it is published is wanted again; the other rows are published meanwhile."""
+    workspace = make_workspace("picture0.png", "picture1.png").open()
+    discover(workspace, "source")
+    process(workspace)
+    damaged = next((tmp_path / "lake" / "results" / "faces").rglob("*.parquet"))
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+
+    refresh(workspace)
+    assert len(column(workspace, "faces")) < len(column(workspace, "visual_embeddings"))
+    ingest(workspace)
+
+    assert set(column(workspace, "faces")) == {"picture0.png", "picture1.png"}
+    pq.read_table(damaged, partitioning=None)
+
+
+@pytest.mark.parametrize(("n_forbidden", "is_shown"), [(1, True), (3, False)])
+def test_a_few_forbidden_objects_hold_no_recipe_back(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, n_forbidden: int, is_shown: bool
+) -> None:
+    """One object that may not be read must not keep the tables on an old recipe; many look like lost rights."""
+    place = make_workspace(*PICTURES)
+    ingest(place.open())
+    place.close()
+    place.write_settings(media={"page_dpi": 100})
+    workspace = place.open()
+    download = LocalStore.download
+
+    def refuse(self: LocalStore, key: str, *args: Any, **options: Any) -> Any:
+        if key in PICTURES[:n_forbidden]:
+            msg = "403 AccessDenied"
+            raise ConfigError(msg)
+        return download(self, key, *args, **options)
+
+    monkeypatch.setattr(LocalStore, "download", refuse)
+
+    ingest(workspace)
+
+    assert (workspace.ledger.catalog.published() == dict(workspace.recipes)) is is_shown

@@ -10,7 +10,7 @@ from places import Place
 from sqlalchemy import text
 from traces import traces
 
-from mm_assets.errors import ObjectError, Reason
+from mm_assets.errors import ObjectError, Reason, ServiceError
 from mm_assets.flows import processing
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.leases import Lease
@@ -147,3 +147,73 @@ def test_a_damaged_result_that_no_row_tells_of_is_made_again(
         "skipped",
     }
     assert workspace.ledger.work.n_waiting(dict(workspace.recipes)) == 0
+
+
+@pytest.mark.parametrize(
+    "stop", [ServiceError("the lake does not answer"), SystemExit(143)], ids=["service", "sigterm"]
+)
+def test_a_record_of_a_run_that_stopped_in_good_order_leaves(
+    make_workspace: Make, monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    """Between the record and the ledger's row a run may end by itself; deletion takes the record all the same."""
+    place = make_workspace("picture0.png", "broken.png")
+    workspace = place.open()
+    discover(workspace, "source")
+    with monkeypatch.context() as patch:
+        patch.setattr(processing, "extract_step", _raising(stop))
+        for batch in plan(workspace):
+            with pytest.raises(type(stop)):
+                list(process_batch(workspace, batch.batch_id))
+    object_id = _id(workspace, "broken.png")
+    assert f"dead_letters/{object_id}/segments.json" in traces(place.lake, object_id)
+
+    assert _delete(place, workspace, "broken.png") == set()
+
+
+def _raising(error: BaseException) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_a_record_leaves_when_the_next_try_succeeds(make_workspace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between record and row, the step is tried again; its success removes the record."""
+    place = make_workspace("picture0.png", "picture1.png", runs={"decode_workers": 1, "max_tries": 1})
+    failing = place.open(fails_on="picture1", failing_step="visual_embeddings")
+    discover(failing, "source")
+    _work_until_killed(failing, monkeypatch, Lease, "finish")
+    assert list(place.lake.glob("dead_letters/*/visual_embeddings.json"))
+
+    workspace = place.open()
+    ingest(workspace)
+
+    assert not list(place.lake.glob("dead_letters/*/*"))
+    assert _delete(place, workspace, "picture1.png") == set()
+
+
+def test_a_record_leaves_when_a_backfill_succeeds(make_workspace: Make) -> None:
+    """A dead step that a person runs again, and that succeeds, has no record any more."""
+    place = make_workspace("picture0.png", "picture1.png", runs={"decode_workers": 1, "max_tries": 1})
+    ingest(place.open(fails_on="picture1", failing_step="visual_embeddings"))
+    assert list(place.lake.glob("dead_letters/*/visual_embeddings.json"))
+
+    workspace = place.open()
+    _work_again(workspace, _id(workspace, "picture1.png"), "visual_embeddings")
+
+    assert not list(place.lake.glob("dead_letters/*/*"))
+
+
+def test_damaged_judgements_on_arrival_stop_no_deletion(make_workspace: Make) -> None:
+    """A file that nobody can read tells of nobody: it goes, and what left goes with everything of it."""
+    place = make_workspace(*(f"picture{n}.png" for n in range(5)), refresh={"min_cluster_size": 2})
+    workspace = place.open()
+    ingest(workspace)
+    place.add_as("picture5.png", "later.png")
+    discover(workspace, "source")
+    process(workspace)
+    damaged = next((place.lake / "judgements").rglob("*.parquet"))
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+
+    assert _delete(place, workspace, "picture0.png") == set()
+    assert not damaged.exists()

@@ -73,6 +73,9 @@ STEPS = (*DECODING_STEPS, *known_steps())
 SPECS = [*(_step_spec(step) for step in STEPS), *(_judgement_spec(name) for name in JUDGEMENT_TABLES)]
 
 
+FAILURES = "failures"  # in the metadata of a run that is red because steps of its object failed
+
+
 class BatchConfig(dg.Config):
     """What a bulk run processes; empty in the other lanes."""
 
@@ -111,7 +114,7 @@ def process_objects(
         context.log.warning("%s steps failed: %s", len(failures), failures)
     if failures and (context.has_partition_key or not config.batch_id):
         msg = f"{len(failures)} steps failed"
-        raise dg.Failure(msg, metadata={"failures": dg.MetadataValue.json(failures)}, allow_retries=False)
+        raise dg.Failure(msg, metadata={FAILURES: dg.MetadataValue.json(failures)}, allow_retries=False)
 
 
 def _ends(

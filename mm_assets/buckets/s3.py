@@ -25,7 +25,6 @@ from mm_assets.buckets.retry import RetriesExhaustedError, Retry, TransientError
 from mm_assets.buckets.streams import save_stream
 from mm_assets.buckets.traffic import Lane
 from mm_assets.buckets.versions import erase_versions
-from mm_assets.errors import ConfigError
 from mm_assets.identity import normalize_etag
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class S3Store:
                 call(client.abort_multipart_upload, _CHECK_KEY, retry=quick, UploadId=told(begun, "UploadId"))
         except (RetriesExhaustedError, TransientError) as error:
             msg = f"{error}. Check endpoint_url and the network"
-            raise ConfigError(msg) from error
+            raise RetriesExhaustedError(msg) from error
 
     def list_page(self, after: str = "", limit: int = 1_000, prefix: str = "") -> Page:
         """List one page; about 1,000 objects at most whatever the limit (what the service sends beyond is kept).

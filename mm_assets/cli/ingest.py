@@ -59,7 +59,7 @@ def ingest(
 
     SOURCE is an alias; without one, all sources are listed. Each run is a run of Dagster and shows in its UI. It can be
     stopped at any moment, by Ctrl-C or SIGTERM, and started again. Objects that cannot be processed are told and do not
-    fail the command.
+    fail the command; a source that does not answer does (exit code 1), after the work on the others is done.
 
     With --watch it goes on: events are taken from the inbox and from queues, sources are listed again and again, tables
     are published when enough has changed. A line tells each change; a service that fails is told and tried again. It
@@ -77,7 +77,7 @@ def ingest(
         print_json(to_dict(summary))
     else:
         print_summary(summary)
-    if summary.failed_runs:
+    if summary.failed_runs or summary.failed_sources:
         raise click.exceptions.Exit(1)
 
 
@@ -199,8 +199,10 @@ def print_summary(summary: "Summary") -> None:
         click.echo(f"Nothing to do ({summary.seconds:.1f} s).")
     else:
         _print_work(summary)
-    for run_id, error in summary.failed_runs.items():
-        click.echo(f"run {run_id} failed: {error}", err=True)
+    failures = {f"{alias} was not listed": error for alias, error in summary.failed_sources.items()}
+    failures |= {f"run {run_id} failed": error for run_id, error in summary.failed_runs.items()}
+    for what, error in failures.items():
+        click.echo(f"{what}: {printable(error)}", err=True)
     if summary.n_waiting:
         click.echo(f"{summary.n_waiting} objects wait for another try; run `mm ingest` again, `mm status` tells why.")
 

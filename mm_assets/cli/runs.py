@@ -16,6 +16,7 @@ from typing import Any, Self
 import dagster as dg
 
 from mm_assets.cli.opening import read_settings
+from mm_assets.errors import ConfigError, ServiceError
 from mm_assets.flows.discovery import Discovery, discover
 from mm_assets.flows.hints import drain_inbox
 from mm_assets.flows.planning import free_lost_work, plan_batches
@@ -25,7 +26,7 @@ from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import Batch, KnownObject
 from mm_assets.partitions import hold_keys
 from mm_assets.resources.workspace import WorkspaceResource, open_workspace
-from mm_assets.settings import Settings
+from mm_assets.settings import Settings, load_settings
 
 _POLL_S = 0.5
 _BATCHES_AT_ONCE = 8  # planned together; what Ctrl-C leaves of them is freed
@@ -48,6 +49,7 @@ class Summary:
 
     Attributes
     ----------
+    failed_sources : aliases of sources that could not be listed to the end, with the error; the others went on
     failed_runs : ids of Dagster runs that failed, with their error
     n_waiting : live object versions with work left (another try later, or a failed run)
     counts : (step, state, reason) → live object versions, after it
@@ -57,6 +59,7 @@ class Summary:
     discoveries: list[Discovery] = field(default_factory=list)
     n_runs: int = 0
     n_processed: int = 0
+    failed_sources: dict[str, str] = field(default_factory=dict)
     failed_runs: dict[str, str] = field(default_factory=dict)
     n_waiting: int = 0
     counts: Mapping[tuple[str, str, str | None], int] = field(default_factory=dict)
@@ -167,10 +170,18 @@ class Runner:
         drain_inbox(self._workspace)
         n_before = 0
         for alias in aliases:
-            on_page = partial(self._count_listed, n_before)
-            self._summary.discoveries.append(discover(self._workspace, alias, on_page=on_page))
+            try:
+                self._summary.discoveries.append(self._list(alias, n_before))
+            except ServiceError as error:
+                self._summary.failed_sources[alias] = str(error)
+                continue
             n_before += self._summary.discoveries[-1].n_listed
         free_lost_work(self._workspace)
+
+    def _list(self, alias: str, n_before: int) -> Discovery:
+        if alias in self._workspace.unreachable:
+            raise ServiceError(self._workspace.unreachable[alias])
+        return discover(self._workspace, alias, on_page=partial(self._count_listed, n_before))
 
     def _count_listed(self, n_before: int, n: int) -> None:
         self._on_progress("discover", n_before + n, None)
@@ -181,7 +192,14 @@ class Runner:
             pass
 
     def process_some(self, limit: int) -> int:
-        """Plan at most so many batches and run them, one after the other; returns the number of objects."""
+        """Plan at most so many batches and run them, one after the other; returns the number of objects.
+
+        Raises
+        ------
+        ConfigError
+            The settings changed: a run reads them anew, and would not do what is planned here.
+        """
+        self._check_settings()
         work = self._workspace.ledger.work
         planned = [(job, b) for job, bs in plan_batches(self._workspace, limit=limit).items() for b in bs]
         n_before = self._summary.n_processed
@@ -201,8 +219,13 @@ class Runner:
         with repeating(_POLL_S, partial(self._count_processed, batch, total)):
             key = objects[0].partition_key if batch.lane == "single" else None  # its failure is then red on it alone
             tags = {"mm_assets/batch": batch.batch_id, "mm_assets/lane": batch.lane}
-            self._execute(job, run_config=bulk_config(batch.batch_id), tags=tags, partition_key=key)
-        self._summary.n_processed += batch.n_objects
+            if self._execute(job, run_config=bulk_config(batch.batch_id), tags=tags, partition_key=key):
+                self._summary.n_processed += batch.n_objects
+
+    def _check_settings(self) -> None:
+        if load_settings(self._config_file) != self._workspace.settings:
+            msg = "the settings were changed while this ran; start it again, it goes on where it stopped"
+            raise ConfigError(msg)
 
     def _count_processed(self, batch: Batch, total: int) -> None:
         """Report how much of a batch is over, from the ledger, while its run goes on."""
@@ -223,6 +246,7 @@ class Runner:
         run_config: Mapping[str, Any] | None = None,
         partition_key: str | None = None,
     ) -> bool:
+        """Run a job; returns whether it did its work, which for a last try may be to give the object up."""
         quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
         result = self._defs.resolve_job_def(job).execute_in_process(
             instance=self._instance,
@@ -235,9 +259,10 @@ class Runner:
         if _was_interrupted(result):
             self._instance.report_run_canceled(result.dagster_run, "Ctrl-C")
             raise KeyboardInterrupt
-        if not result.success and partition_key is None:  # a last try that fails is a dead letter, not a failed run
-            self._summary.failed_runs[result.run_id] = _first_error(result)
-        return result.success
+        if result.success or _is_given_up(result):
+            return True
+        self._summary.failed_runs[result.run_id] = _first_error(result)
+        return False
 
     def finish(self, started: float) -> Summary:
         """Count what there is now."""
@@ -254,6 +279,14 @@ def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
     """Whether the run ended by Ctrl-C, which Dagster reports as an error of its step."""
     errors = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
     return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
+
+
+def _is_given_up(result: dg.ExecuteInProcessResult) -> bool:
+    """Whether the run is red because a last try failed: that is a dead letter, not a failed run."""
+    from mm_assets.assets.per_object import FAILURES
+
+    failures = [event.step_failure_data.user_failure_data for event in result.all_events if event.is_step_failure]
+    return bool(failures) and all(failure is not None and FAILURES in failure.metadata for failure in failures)
 
 
 def _first_error(result: dg.ExecuteInProcessResult) -> str:

@@ -27,7 +27,9 @@ from mm_assets.flows.planning import free_lost_work
 from mm_assets.flows.pulling import pull_queues
 from mm_assets.flows.workspace import Workspace
 from mm_assets.resources.workspace import open_workspace
+from mm_assets.settings import Settings
 
+_SETTINGS_EVERY_S = 5.0
 _IDLE_S = 1.0  # between two looks at an empty inbox, which cost a millisecond each
 _PULL_EVERY_S = 15.0
 _REFRESH_EVERY_S = 30.0  # counting what changed reads an index for as long as there is much of it
@@ -37,7 +39,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Say(Protocol):
-    """Tells a change: ``what`` is found, processed, given_up, published, alarm, waits, failed or recovered."""
+    """Tells a change: ``what`` is found, processed, given_up, published, settings, alarm, waits, failed or recovered."""
 
     def __call__(self, what: str, text: str, **facts: Any) -> None:
         """Tell it in words and in numbers."""
@@ -53,6 +55,8 @@ def watch(
 ) -> None:
     """Keep ledger, lake and tables up to date until a KeyboardInterrupt; claims are given back on the way out.
 
+    Settings that are changed meanwhile are taken over; while they are wrong, the work goes on with the former ones.
+
     Parameters
     ----------
     aliases : sources to list; None for all. Events and work of the others are done in any case.
@@ -64,19 +68,41 @@ def watch(
     ConfigError
         Before any work. Later errors, of services or of settings, are told and tried again.
     """
+    settings = _read(config_file, aliases)
+    while True:
+        workspace = open_workspace(settings)
+        with closing(workspace), Runner(workspace, config_file) as runner:
+            runner.check()
+            listed = aliases or [source.alias for source in settings.sources]
+            chores = _chores(workspace, runner, listed, interval_s, say)
+            if not refresh:
+                del chores["refresh"]
+            settings = _go_on_until_changed(settings, partial(_read, config_file, aliases), chores, say)
+        say("settings", "the settings were changed and are taken over")
+
+
+def _read(config_file: Path | None, aliases: Sequence[str] | None) -> Settings:
     settings = read_settings(config_file, for_sources=True)
     for alias in aliases or ():
         settings.source(alias)
-    workspace = open_workspace(settings)
-    with closing(workspace), Runner(workspace, config_file) as runner:
-        runner.check()
-        chores = _chores(workspace, runner, aliases or [source.alias for source in settings.sources], interval_s, say)
-        if not refresh:
-            del chores["refresh"]
-        while True:
-            # Not any(): it would end at the first chore that found something to do.
-            if not sum([chore.do_if_due() for chore in chores.values()]):
-                time.sleep(_IDLE_S)
+    return settings
+
+
+def _go_on_until_changed(settings: Settings, read: Callable[[], Settings], chores: "Chores", say: Say) -> Settings:
+    """Do what is due, round after round; returns settings that differ from those it was given."""
+    found = [settings]
+
+    def look() -> bool:
+        found[0] = read()
+        return False
+
+    watching = Chore("reading the settings", look, _SETTINGS_EVERY_S, say)
+    while found[0] == settings:
+        # Not any(): it would end at the first chore that found something to do.
+        if not sum([chore.do_if_due() for chore in chores.values()]):
+            time.sleep(_IDLE_S)
+        watching.do_if_due()
+    return found[0]
 
 
 class Chore:
@@ -122,9 +148,10 @@ class Chore:
         self._due_at = time.monotonic() + wait_s
 
 
-def _chores(
-    workspace: Workspace, runner: Runner, aliases: Sequence[str], interval_s: float, say: Say
-) -> dict[str, Chore]:
+Chores = dict[str, Chore]
+
+
+def _chores(workspace: Workspace, runner: Runner, aliases: Sequence[str], interval_s: float, say: Say) -> "Chores":
     """Build what a round consists of, in its order."""
     listings = {
         f"list {alias}": Chore(f"listing {alias}", _Listing(workspace, alias, say).go_on, interval_s, say)
@@ -198,26 +225,29 @@ class _Processing:
 
     def __init__(self, workspace: Workspace, runner: Runner, say: Say) -> None:
         self._workspace, self._runner, self._say = workspace, runner, say
+        self._depth: Counter[str] | None = None  # of dead letters, when last looked at
 
     def go_on(self) -> bool:
         """Run one batch, so that new events do not wait for a long queue."""
+        if self._depth is None:
+            self._depth = self._count_dead()
         n_failed, started = len(self._runner.failed_runs), time.monotonic()
-        depth = self._depth()
         free_lost_work(self._workspace)
         n_objects = self._runner.process_some(1)
         if n_objects:
             seconds = time.monotonic() - started
             text = f"{n_objects} objects processed, {seconds:.1f} s"
             self._say("processed", text, n_objects=n_objects, seconds=seconds)
-        self._tell_given_up(self._depth() - depth)
+            self._tell_given_up()
         _raise_failures(self._runner, n_failed)
         return n_objects > 0
 
-    def _depth(self) -> Counter[str]:
+    def _count_dead(self) -> Counter[str]:
         return Counter(self._workspace.ledger.dead.depth(self._workspace.recipes))
 
-    def _tell_given_up(self, reasons: Counter[str]) -> None:
-        if reasons:
+    def _tell_given_up(self) -> None:
+        before, self._depth = self._depth or Counter(), self._count_dead()
+        if reasons := self._depth - before:
             told = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
             self._say("given_up", f"steps given up: {told} (mm dlq list)", reasons=dict(reasons))
 

@@ -19,7 +19,7 @@ from mm_assets.flows.locking import held
 from mm_assets.flows.publishing import is_listed, withdrawn_shards
 from mm_assets.flows.removing import old_generation_files
 from mm_assets.flows.workspace import Workspace
-from mm_assets.lake import parse_result_key
+from mm_assets.lake import DISCOVERY, parse_result_key
 from mm_assets.ledger.catalog import PUBLISH_LOCK
 
 _THREADS = 8
@@ -136,7 +136,7 @@ def _letters(workspace: Workspace, before: float) -> Iterator[Garbage]:
     while part := list(islice(letters, _AT_ONCE)):
         dead = workspace.ledger.removals.dead_steps([object_id for object_id, _, _ in part])
         for object_id, step, stored in part:
-            is_wanted = object_id in refused if step == "discovery" else (object_id, step) in dead
+            is_wanted = object_id in refused if step == DISCOVERY else (object_id, step) in dead
             if not is_wanted:
                 yield Garbage("dead letter of nothing dead", stored.key, stored.size_bytes)
 

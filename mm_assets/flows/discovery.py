@@ -215,9 +215,9 @@ class _Lister:
             objects.retire(self._alias, gone, (), at=scan)
             raise
         if is_decided:
-            if alarm is None:
-                withdraw(self._workspace, self._alias, scan.pass_number)
             n_gone = objects.finish_pass(self._alias, gone, alarm, at=scan)
+            if alarm is None:
+                withdraw(self._workspace, self._alias, scan.pass_number, ends_at=self._ends_at)
         else:
             n_gone = objects.retire(self._alias, gone, (), at=scan)  # kept, so that the next call has less to ask
             self.found = replace(self.found, n_unanswered=0)  # it asks for these again

@@ -22,6 +22,7 @@ class Lease:
         self._ledger = workspace.ledger
         self._owner = owner
         self._lease_s = workspace.settings.runs.lease_s
+        self._recipes = workspace.recipes
         self._n_held = sum(len(claim.steps) for claim in claims)
         self._is_lost = False
         self._lock = threading.Lock()
@@ -30,12 +31,12 @@ class Lease:
         """Lengthen the lease of what is still ours."""
         with self._lock:
             n_lost = self._recount(self._ledger.work.renew(self._owner, self._lease_s))
-            self._is_lost = n_lost > 0 and self._n_held == 0
+            self._is_lost = self._is_lost or (n_lost > 0 and self._n_held == 0)
 
     def finish(self, ends: Sequence[Finished]) -> list[bool]:
         """Write ends; returns which were accepted: others had been taken over by somebody else."""
         with self._lock:
-            accepted = self._ledger.work.finish(ends)
+            accepted = self._ledger.work.finish(ends, self._recipes)
             self._n_held -= sum(accepted)
         return accepted
 

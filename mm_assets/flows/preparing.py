@@ -26,7 +26,7 @@ from mm_assets.flows.ends import StepEnd
 from mm_assets.flows.recipes import DECODING_STEPS, provenance
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import open_parquet
-from mm_assets.ledger import SEGMENTS_DEAD, Claim
+from mm_assets.ledger import FORBIDDEN, SEGMENTS_DEAD, Claim
 from mm_assets.media.guard import DecodedMedia, MediaWorker
 from mm_assets.media.segments import MediaFacts
 from mm_assets.media.sniff import MediaType, sniff
@@ -90,7 +90,7 @@ def _no_fault_of_the_object() -> Iterator[None]:
     except (ServiceError, OSError) as error:
         raise _PutOffError(reason="service") from error
     except ConfigError as error:  # of this object alone: the stores were looked at before any work
-        raise _PutOffError(reason="forbidden") from error
+        raise _PutOffError(reason=FORBIDDEN) from error
 
 
 class Preparer:

@@ -260,6 +260,8 @@ def _gather(workspace: Workspace, step: str, shard: int, recipe: str) -> tuple[p
     new = [object_id for object_id in done if object_id not in have]
     results = workspace.lake.read_results(step, [(recipe, object_id) for object_id in new], empty.schema.names)
     missing = [object_id for object_id, rows in zip(new, results, strict=True) if rows is None]
+    for object_id in missing:  # what is damaged must not be found and kept by who makes it again
+        workspace.lake.store.erase(workspace.lake.result_key(step, recipe, object_id))
     workspace.ledger.work.want_again(step, recipe, missing)
     parts = [part for part in (kept, *results) if part is not None]
     rows = pa.concat_tables(parts) if parts else empty

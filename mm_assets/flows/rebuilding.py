@@ -25,7 +25,7 @@ from mm_assets.flows.publishing import STATES, shown_recipes
 from mm_assets.flows.selecting import Selection
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import ObjectVersion
-from mm_assets.lake import parse_result_key
+from mm_assets.lake import DISCOVERY, parse_result_key
 from mm_assets.ledger import LedgerUnavailableError, SeenObject, ShardFile
 from mm_assets.ledger.catalog import PUBLISH_LOCK
 from mm_assets.ledger.restoring import UNKNOWN_SIZE, RestoredVersion, RestoredWork
@@ -74,7 +74,7 @@ def preview(workspace: Workspace) -> Rebuilt:
         n_files=len(files),
         n_generations=sum(workspace.lake.current_generation(name) is not None for name in (*OF_OBJECTS, TAXONOMY)),
         n_erasures=sum(1 for _ in workspace.lake.erasures()),
-        n_dead=sum(step != "discovery" for _, step, _ in workspace.lake.dead_letters()),
+        n_dead=sum(step != DISCOVERY for _, step, _ in workspace.lake.dead_letters()),
     )
 
 
@@ -231,7 +231,7 @@ def _restore_newer(workspace: Workspace, done: Rebuilt, on_progress: Callable[[s
         while part := list(islice(results, _AT_ONCE)):
             done.n_adopted += _adopt(workspace, step, recipe, part)
     on_progress("dead letters")
-    letters = ((object_id, step) for object_id, step, _ in workspace.lake.dead_letters() if step != "discovery")
+    letters = ((object_id, step) for object_id, step, _ in workspace.lake.dead_letters() if step != DISCOVERY)
     while part_of_letters := list(islice(letters, _AT_ONCE)):
         done.n_dead += _bury(workspace, part_of_letters, recipes)
 

@@ -133,7 +133,7 @@ def _still_shown(workspace: Workspace, rows: pa.Table) -> bool:
     of_tables = rows.filter(pc.equal(rows["what"], TABLE_ROWS))
     for key in of_tables["key"].unique().to_pylist():
         leaving = of_tables.filter(pc.equal(of_tables["key"], key))["object_id"].combine_chunks()
-        with suppress(ObjectNotFoundError):
+        with suppress(ObjectNotFoundError, pa.ArrowException, OSError):  # missing or damaged, it shows nothing
             shown = workspace.lake.read_columns(key, ["object_id"])["object_id"]
             if pc.any(pc.is_in(shown, leaving)).as_py():
                 return True

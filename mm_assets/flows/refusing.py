@@ -6,12 +6,16 @@ objects that have a row.
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from mm_assets.errors import Reason
-from mm_assets.flows.asking import answers
+from mm_assets.flows.asking import LateError, answers
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
+from mm_assets.lake import DISCOVERY
 from mm_assets.ledger import Refusal
+
+_AT_ONCE = 64
 
 
 def refuse(workspace: Workspace, alias: str, names: Sequence[tuple[str, str]], seen_pass: int) -> None:
@@ -29,14 +33,25 @@ def refuse(workspace: Workspace, alias: str, names: Sequence[tuple[str, str]], s
     workspace.ledger.objects.refuse(list(refusals.values()), seen_pass)
 
 
-def withdraw(workspace: Workspace, alias: str, pass_number: int) -> None:
-    """Remove record and row of names that a complete pass did not meet: they were renamed or removed."""
-    missed = workspace.ledger.objects.missed_refusals(alias, pass_number)
-    for refusal_id in missed:
-        for _, _, stored in workspace.lake.dead_letters(refusal_id):
-            workspace.lake.store.erase(stored.key)
-    if missed:
-        workspace.ledger.objects.forget_refusals(missed)
+def withdraw(workspace: Workspace, alias: str, pass_number: int, *, ends_at: float) -> None:
+    """Remove row and record of names that a complete pass did not meet: they were renamed or removed.
+
+    The row goes first: a record without one is garbage, a row without one would never have one again. What there is no
+    time for (by ``time.monotonic``) is left to the end of the next pass.
+    """
+    while time.monotonic() < ends_at:
+        forgotten = workspace.ledger.objects.forget_refusals(alias, pass_number, _AT_ONCE)
+        for _, erased in answers(partial(_erase_record, workspace), forgotten, ends_at=ends_at):
+            if isinstance(erased, LateError):
+                return
+            if isinstance(erased, Exception):
+                raise erased
+        if len(forgotten) < _AT_ONCE:
+            return
+
+
+def _erase_record(workspace: Workspace, refusal_id: str) -> None:
+    workspace.lake.erase_dead_letter(refusal_id, DISCOVERY)
 
 
 def _to_refusal(alias: str, name: str, why: str) -> Refusal:
@@ -54,9 +69,9 @@ def _write(workspace: Workspace, refusal: Refusal) -> None:
         "refusal_id": refusal.refusal_id,
         "bucket": refusal.alias,
         "shown_key": refusal.shown_key,
-        "step": "discovery",
+        "step": DISCOVERY,
         "reason": refusal.reason,
         "error": refusal.error,
         "died_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(refusal.first_seen_at)),
     }
-    workspace.lake.write_dead_letter(refusal.refusal_id, "discovery", record)
+    workspace.lake.write_dead_letter(refusal.refusal_id, DISCOVERY, record)

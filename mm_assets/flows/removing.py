@@ -132,7 +132,11 @@ def _remove_arrivals(workspace: Workspace, shown: _Shown, swept: Swept) -> None:
     Rows of others that go with them come back at the next publish, which derives them anew.
     """
     for stored in workspace.lake.walk("judgements/"):
-        counts = pc.value_counts(workspace.lake.read_columns(stored.key, ["object_id"])["object_id"]).to_pylist()
+        try:
+            counts = pc.value_counts(workspace.lake.read_columns(stored.key, ["object_id"])["object_id"]).to_pylist()
+        except (pa.ArrowException, OSError):  # damaged: it says nothing of anybody
+            workspace.lake.store.erase(stored.key)
+            continue
         n_rows = {str(row["values"]): int(row["counts"]) for row in counts}
         live = workspace.ledger.removals.live(sorted(n_rows))
         left = [Removal(of, "judgements", stored.key, n_rows[of]) for of in n_rows if of not in live]
@@ -233,7 +237,9 @@ def find_object(workspace: Workspace, text: str) -> list[KnownObject]:
         msg = f"no object is known as {text!r}; give an object id, a key, alias/key or a partition key"
         raise ConfigError(msg)
     if len(found) > 1:
-        msg = f"{text!r} is in several sources; write " + " or ".join(f"{alias}/{key}" for alias, key in found)
+        ids = {f"{alias}/{key}": workspace.ledger.removals.versions_of(alias, key)[0].object_id for alias, key in found}
+        told = ", ".join(f"{object_id} for {name}" for name, object_id in ids.items())
+        msg = f"{text!r} is in several sources; give an object id: {told}"
         raise ConfigError(msg)
     return workspace.ledger.removals.versions_of(*found[0])
 

@@ -25,7 +25,7 @@ from mm_assets.flows.publishing import STATES, shown_recipes, stale_judgement_sh
 from mm_assets.flows.rebuilding import selected
 from mm_assets.flows.refreshing import lagging
 from mm_assets.flows.workspace import Workspace
-from mm_assets.lake import RangeFile, parse_result_key, read_provenance
+from mm_assets.lake import DISCOVERY, RangeFile, parse_result_key, read_provenance
 from mm_assets.vectors import as_vector_ids
 
 _THREADS = 8
@@ -192,6 +192,10 @@ def _compare_letters(workspace: Workspace) -> Iterator[Difference]:
         for step in sorted((steps or set()) - (records or set())):
             where = f"dead_letters/{object_id}/{step}.json"
             yield Difference("dead letter missing", where, "no record", redo=(step, recipes[step], object_id))
+        extra = (records or set()) - (steps or set()) - {DISCOVERY}
+        for step in sorted(extra and extra - {step for _, step in workspace.ledger.removals.dead_steps([object_id])}):
+            where = f"dead_letters/{object_id}/{step}.json"
+            yield Difference("dead letter of nothing dead", where, "`mm gc` removes it")
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, set[str]]]:

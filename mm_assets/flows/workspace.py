@@ -29,6 +29,7 @@ class Workspace:
     sources : alias → store; only ever read
     extractors : step → extractor, not loaded until first used
     traffic : request rates, breakers and counts that the stores share
+    unreachable : alias → error, of sources that did not answer when they were asked before any work
     recipes : step → recipe, of all steps
     """
 
@@ -39,6 +40,7 @@ class Workspace:
     pack: Pack
     extractors: Mapping[str, Extractor]
     traffic: Traffic = field(default_factory=Traffic)
+    unreachable: Mapping[str, str] = field(default_factory=dict)
     recipes: Mapping[str, str] = field(init=False)
     _is_bound: bool = field(default=False, init=False)
 

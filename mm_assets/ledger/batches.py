@@ -270,5 +270,6 @@ def _make(
     connection.execute(BATCHES.insert().values(**values, planner=planner, created_at=time.time()))
     for part in chunks(sorted(object_ids)):
         free = and_(WORK.c.object_id.in_(part), WORK.c.state == "wanted", WORK.c.batch_id.is_(None), these(recipes))
+        free = and_(free, WORK.c.not_before <= epoch_now())  # its other rows may have to wait
         change_work(connection, free, {"batch_id": batch.batch_id})
     return batch

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, Table, bindparam, inspect, select, te
 from sqlalchemy.schema import CreateColumn
 
 from mm_assets.errors import ConfigError
-from mm_assets.ledger.tables import FACTS, METADATA, OBJECTS, short_key
+from mm_assets.ledger.tables import FACTS, METADATA, OBJECTS, REFUSALS, SCANS, short_key
 from mm_assets.ledger.transactions import insert_into, take_turn
 from mm_assets.ledger.urls import show_url
 from mm_assets.ledger.versions import chunks
@@ -86,3 +86,12 @@ def _fill(connection: Connection) -> None:
         connection.execute(statement, [{"of": row.object_id, "short": short_key(row.key)} for row in part])
     left = update(OBJECTS).where(OBJECTS.c.state != "live", OBJECTS.c.left_at.is_(None))
     connection.execute(left.values(left_at=time.time()))
+    _mark_refusals(connection)
+
+
+def _mark_refusals(connection: Connection) -> None:
+    """Let refused names count as met by the pass that is under way: when they were met was not noted before."""
+    if inspect(connection).has_table(REFUSALS.name):
+        under_way = select(SCANS.c.pass_number).where(SCANS.c.alias == REFUSALS.c.alias).scalar_subquery()
+        unmarked = update(REFUSALS).where(REFUSALS.c.seen_pass == 0, under_way.is_not(None))
+        connection.execute(unmarked.values(seen_pass=under_way))

@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, func, or_, select
+from sqlalchemy import ColumnElement, Engine, and_, func, select
 from sqlalchemy.engine import Connection, Row
 
 from mm_assets.ledger.batches import change_work
 from mm_assets.ledger.progress import these
-from mm_assets.ledger.tables import IS_LIVE, OBJECTS, SEGMENTS_DEAD, WORK
+from mm_assets.ledger.tables import IS_LIVE, MAY_BE_RECORDED, OBJECTS, SEGMENTS_DEAD, WORK
 from mm_assets.ledger.transactions import retried
 from mm_assets.ledger.versions import KnownObject, chunks, known_object
 
@@ -141,12 +141,11 @@ class DeadBook:
             return {row.reason: row.n for row in connection.execute(query)}
 
     def recorded(self, object_ids: Sequence[str]) -> set[tuple[str, str]]:
-        """Return the (object_id, step) that were given up once, under this or another recipe: a record may exist."""
-        was_dead = or_(WORK.c.state == "dead", WORK.c.replays > 0)
+        """Return the (object_id, step) that may have been given up once, under this or another recipe."""
         found: set[tuple[str, str]] = set()
         with self._reader.connect() as connection:
             for part in chunks(object_ids):
-                query = select(WORK.c.object_id, WORK.c.step).where(WORK.c.object_id.in_(part), was_dead)
+                query = select(WORK.c.object_id, WORK.c.step).where(WORK.c.object_id.in_(part), MAY_BE_RECORDED)
                 found.update((row.object_id, row.step) for row in connection.execute(query))
         return found
 

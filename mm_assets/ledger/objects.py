@@ -162,7 +162,8 @@ class ObjectBook(ScanBook):
             row = lock_scan(connection, alias, at)
             n = leave(connection, gone, "gone", OBJECTS.c.seen_pass < row.pass_number)
             ended = {"after": "", "pass_number": row.pass_number + 1, "n_seen": 0, "finished_at": time.time()}
-            ended |= {"alarm": alarm, "deletions_confirmed": False}
+            # Confirmed since the alarm was decided, it counts for the next pass.
+            ended |= {"alarm": alarm, "deletions_confirmed": alarm is not None and row.deletions_confirmed}
             ended |= {"n_gone_by_event": 0 if alarm is None else row.n_gone_by_event}
             set_scan(connection, alias, **ended, **calls_today(row, n_calls))
         return n
@@ -187,22 +188,22 @@ class ObjectBook(ScanBook):
                 row = insert_into(connection, REFUSALS).values(
                     **asdict(refusal) | {"first_seen_at": now, "seen_pass": seen_pass}
                 )
+                is_later = REFUSALS.c.seen_pass < seen_pass  # a lister that was overtaken sets nothing back
                 connection.execute(
-                    row.on_conflict_do_update(index_elements=["refusal_id"], set_={"seen_pass": seen_pass})
+                    row.on_conflict_do_update(
+                        index_elements=["refusal_id"], set_={"seen_pass": seen_pass}, where=is_later
+                    )
                 )
 
-    def missed_refusals(self, alias: str, pass_number: int) -> list[str]:
-        """Return the ids of refused names of a source that this pass did not meet."""
-        query = select(REFUSALS.c.refusal_id).where(REFUSALS.c.alias == alias, REFUSALS.c.seen_pass < pass_number)
-        with self._reader.connect() as connection:
-            return list(connection.scalars(query.order_by(REFUSALS.c.refusal_id)))
-
     @retried
-    def forget_refusals(self, refusal_ids: Sequence[str]) -> None:
-        """Forget names that are in their source no more."""
+    def forget_refusals(self, alias: str, pass_number: int, limit: int) -> list[str]:
+        """Forget names of a source that this pass did not meet, so many at most; returns their ids."""
+        missed = and_(REFUSALS.c.alias == alias, REFUSALS.c.seen_pass < pass_number)
+        some = select(REFUSALS.c.refusal_id).where(missed).order_by(REFUSALS.c.refusal_id).limit(limit)
         with self._engine.begin() as connection:
-            for part in chunks(refusal_ids):
-                connection.execute(delete(REFUSALS).where(REFUSALS.c.refusal_id.in_(part)))
+            ids = list(connection.scalars(some))
+            gone = delete(REFUSALS).where(REFUSALS.c.refusal_id.in_(ids), missed).returning(REFUSALS.c.refusal_id)
+            return sorted(connection.scalars(gone))
 
     def n_refusals(self) -> int:
         """Count the names that cannot be held."""

@@ -14,12 +14,13 @@ from sqlalchemy import ColumnElement, Engine, Select, and_, func, or_, select
 from sqlalchemy.engine import Connection
 
 from mm_assets.identity import short_hash
-from mm_assets.ledger.tables import IS_LIVE, OBJECTS, SCANS, WORK
+from mm_assets.ledger.tables import FORBIDDEN, IS_LIVE, OBJECTS, SCANS, WORK
 from mm_assets.ledger.versions import KnownObject, known_object
 
 FINAL_STATES = ("done", "skipped", "dead")
 OPEN_STATES = ("wanted", "claimed")
 _ROWS_AT_ONCE = 10_000
+_FORBIDDEN_FRAC = 0.2  # of what has ended: more looks like lost rights than like a few private objects
 _WORK_FIELDS = ("step", "recipe", "state", "reason", "error", "n_rows")
 # Rows of work belong to live versions and to those that left and are not swept yet. The latter are few, so that to leave
 # them out is cheaper than to look up every version.
@@ -124,13 +125,19 @@ class WorkReader:
     def complete(self, step: str, recipe: str, aliases: Collection[str]) -> bool:
         """Return whether every live version of these sources that wants the step has an end under this recipe.
 
-        Nothing is planned for a source that left the settings, so that to wait for it would be to wait for ever.
+        Nothing is planned for a source that left the settings, so that to wait for it would be to wait for ever. So may it
+        be for objects that we may not read: a few of them hold nothing back, many look like lost rights.
         """
         of_step = and_(WORK.c.step == step, WORK.c.recipe == recipe)
-        still_open = select(WORK.c.object_id).where(WORK.c.state.in_(OPEN_STATES), of_step, _of_sources(aliases))
+        is_forbidden = func.coalesce(WORK.c.reason, "") == FORBIDDEN
+        is_open = and_(WORK.c.state.in_(OPEN_STATES), of_step, _of_sources(aliases))
+        still_open = select(WORK.c.object_id).where(is_open, ~is_forbidden)
         no_row = ~select(WORK.c.object_id).where(WORK.c.object_id == OBJECTS.c.object_id, of_step).exists()
         with self._reader.connect() as connection:
             if _any(connection, still_open):
+                return False
+            forbidden = connection.scalar(select(func.count()).select_from(WORK).where(is_open, is_forbidden)) or 0
+            if forbidden and forbidden > _FORBIDDEN_FRAC * self._n_ended(connection, of_step):
                 return False
             for alias, wants in wanted_by_source(connection, aliases).items():
                 # Under another recipe than the source asked for last, an open version may lack the row as well.
@@ -138,6 +145,11 @@ class WorkReader:
                 if any(_any(connection, select(OBJECTS.c.object_id).where(part, no_row)) for part in versions):
                     return False
         return True
+
+    @staticmethod
+    def _n_ended(connection: Connection, of_step: ColumnElement[bool]) -> int:
+        ended = select(func.count()).select_from(WORK).where(of_step, WORK.c.state.in_(FINAL_STATES))
+        return int(connection.scalar(ended) or 0)
 
     def published_rows(
         self, recipes: Mapping[str, str]

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from mm_assets.ledger.batches import lock_work
 from mm_assets.ledger.clock import epoch_now
 from mm_assets.ledger.objects import KnownObject, chunks, known_object
-from mm_assets.ledger.tables import GENERATIONS, IS_LIVE, NO_INPUT, OBJECTS, WORK
+from mm_assets.ledger.tables import GENERATIONS, IS_LIVE, MAY_BE_RECORDED, NO_INPUT, OBJECTS, WORK
 from mm_assets.ledger.transactions import retried
 
 _ROWS_AT_ONCE = 1_000
@@ -26,13 +26,6 @@ _LAST_TOKEN = func.coalesce(
 # Its very bytes give the step nothing, so there never was a result.
 _HAS_NOTHING = and_(WORK.c.state == "skipped", or_(WORK.c.reason == "unsupported", WORK.c.reason.startswith(NO_INPUT)))
 _MAY_BE_UNTOLD = and_(WORK.c.n_rows.is_(None), ~_HAS_NOTHING)
-# The record is written before the row says dead, and removed after it says something else.
-_MAY_BE_RECORDED = or_(
-    WORK.c.state == "dead",
-    WORK.c.replays > 0,
-    WORK.c.reason == "dropped",
-    and_(WORK.c.state.in_(("wanted", "claimed")), WORK.c.claims > 0),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +110,7 @@ class RemovalBook:
                     WORK.c.recipe,
                     WORK.c.n_rows,
                     func.coalesce(_MAY_BE_UNTOLD, True),
-                    func.coalesce(_MAY_BE_RECORDED, False),
+                    func.coalesce(MAY_BE_RECORDED, False),
                 ).where(WORK.c.object_id.in_(part))
                 for object_id, *values in connection.execute(query.order_by(WORK.c.step, WORK.c.recipe)):
                     found[object_id].append(WorkRow(*values))
@@ -190,9 +183,10 @@ class RemovalBook:
         return self._those(object_ids, or_(IS_LIVE, _TO_SWEEP))
 
     def dead_steps(self, object_ids: Sequence[str]) -> set[tuple[str, str]]:
-        """Return the (object_id, step) of these versions that died, or died and are tried again."""
+        """Return the (object_id, step) of these versions that died, or that are tried again and may have died before."""
         found: set[tuple[str, str]] = set()
-        died = or_(WORK.c.state == "dead", and_(WORK.c.replays > 0, WORK.c.state.in_(("wanted", "claimed"))))
+        is_begun = or_(WORK.c.replays > 0, WORK.c.token > 0)
+        died = or_(WORK.c.state == "dead", and_(is_begun, WORK.c.state.in_(("wanted", "claimed"))))
         with self._reader.connect() as connection:
             for part in chunks(sorted(object_ids)):
                 query = select(WORK.c.object_id, WORK.c.step).where(WORK.c.object_id.in_(part), died)

@@ -19,7 +19,9 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
     literal_column,
+    or_,
     text,
 )
 
@@ -65,6 +67,7 @@ OBJECTS = Table(
 
 # Why a step was skipped; what begins with the second has no input of a kind that the step takes.
 SEGMENTS_DEAD, NO_INPUT = "segments_dead", "no "
+FORBIDDEN = "forbidden"  # why it waits: its source does not let us read it
 
 WORK = Table(
     "work",
@@ -89,6 +92,16 @@ WORK = Table(
     Index("work_by_state", "state", "step", "recipe", "reason"),
     Index("work_by_change", "changed_at"),
     Index("work_by_batch", "batch_id", sqlite_where=_PLANNED, postgresql_where=_PLANNED),
+)
+
+# The record of a dead letter is written before the row says dead, and removed after the row says something else: a
+# worker that ends in between leaves it to the next one, whose token is higher.
+MAY_BE_RECORDED = or_(
+    WORK.c.state == "dead",
+    WORK.c.replays > 0,
+    WORK.c.token > 1,
+    WORK.c.reason == "dropped",
+    and_(WORK.c.state.in_(("wanted", "claimed")), WORK.c.token > 0),
 )
 
 BATCHES = Table(

@@ -136,20 +136,25 @@ class WorkBook(BatchBook):
     # -- ends ----------------------------------------------------------------------------------------------------
 
     @retried
-    def finish(self, ends: Sequence[Finished]) -> list[bool]:
+    def finish(self, ends: Sequence[Finished], recipes: Mapping[str, str]) -> list[bool]:
         """Write ends, each only where its token is still the latest; returns which were accepted.
 
         Steps that were skipped because an object had no segments are opened with the commit that says it has some.
         Can be repeated when the answer was lost: an end that is written already is accepted and not written again.
+
+        Parameters
+        ----------
+        recipes : step → recipe that the worker makes; segments of another recipe are none for these steps
         """
         with self._engine.begin() as connection:
             rows = _lock_rows(connection, {end.object_id for end in ends})
             found = [rows.get((end.object_id, end.step, end.recipe)) for end in ends]
             changes = [_change(end, row) for end, row in zip(ends, found, strict=True) if _is_held(end, row)]
             if changes:
-                _keep_open(changes, rows.values())
+                _keep_open(changes, rows.values(), recipes)
                 connection.execute(_END, changes)
-                _reopen(connection, [change["of_object"] for change in changes if _has_segments(change)])
+                decoded = [change["of_object"] for change in changes if _has_segments(change)]
+                _reopen(connection, decoded, recipes)
         return [_is_held(end, row) or _is_written(end, row) for end, row in zip(ends, found, strict=True)]
 
     @retried
@@ -220,10 +225,10 @@ def _has_segments(change: Mapping[str, Any]) -> bool:
     return bool(change["of_step"] == "segments" and change["state"] == "done")
 
 
-def _keep_open(changes: Sequence[dict[str, Any]], rows: Iterable[Row[Any]]) -> None:
+def _keep_open(changes: Sequence[dict[str, Any]], rows: Iterable[Row[Any]], recipes: Mapping[str, str]) -> None:
     """Let steps wait on that found no segments, where another worker's commit says by now that there are some."""
-    of_segments = (row for row in sorted(rows, key=lambda row: row.changed_at) if row.step == "segments")
-    states = {row.object_id: row.state for row in of_segments}
+    recipe = recipes.get("segments")
+    states = {row.object_id: row.state for row in rows if (row.step, row.recipe) == ("segments", recipe)}
     states |= {change["of_object"]: change["state"] for change in changes if change["of_step"] == "segments"}
     for change in changes:
         if (change["state"], change["reason"]) == ("skipped", SEGMENTS_DEAD) and states.get(
@@ -232,11 +237,12 @@ def _keep_open(changes: Sequence[dict[str, Any]], rows: Iterable[Row[Any]]) -> N
             change |= {"state": "wanted", "reason": None, "error": None}
 
 
-def _reopen(connection: Connection, object_ids: Sequence[str]) -> None:
+def _reopen(connection: Connection, object_ids: Sequence[str], recipes: Mapping[str, str]) -> None:
     """Open the steps that these objects' missing segments had ended; the caller holds all their rows."""
     values = {"state": "wanted", "reason": None, "changed_at": time.time()}
     for part in chunks(sorted(object_ids)):
         waited = and_(WORK.c.object_id.in_(part), WORK.c.state == "skipped", WORK.c.reason == SEGMENTS_DEAD)
+        waited = and_(waited, these(recipes))
         connection.execute(update(WORK).where(waited).values(**values))
 
 

@@ -3,13 +3,15 @@
 Put here: building stores, ledger, lake and extractors from settings. Keep out: what is done with them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
 
+from mm_assets.buckets.base import Store
 from mm_assets.buckets.traffic import Traffic
+from mm_assets.errors import ServiceError
 from mm_assets.extractors.base import Extractor
 from mm_assets.extractors.packs import Pack, load_pack
 from mm_assets.extractors.registry import build_extractor, choose_placement, known_steps
@@ -25,12 +27,15 @@ def open_workspace(settings: Settings, *, check: bool = True) -> Workspace:
 
     Parameters
     ----------
-    check : ask every store whether it answers and lets us in, before any work
+    check : ask every store whether it answers and lets us in, before any work; a source that does not answer is noted
+        and stops nothing of the others
 
     Raises
     ------
     ConfigError
         A store, key, right or weight is missing or wrong; names the setting.
+    ServiceError
+        The lake does not answer; a retry may help.
     """
     from mm_assets.resources.s3 import open_store  # boto3 and dagster_aws: 0.7 s that definitions need not wait for
 
@@ -41,11 +46,28 @@ def open_workspace(settings: Settings, *, check: bool = True) -> Workspace:
     sources = {source.alias: open_store(source, name=source.alias, traffic=traffic) for source in settings.sources}
     if check:
         lake_store.check(writes=True)
-        for store in sources.values():
-            store.check()
+    unreachable = check_sources(sources) if check else {}
     pack = load_pack(settings.models, settings.models_folder)
     ledger = Ledger(settings.ledger_location)
-    return Workspace(settings, ledger, Lake(lake_store), sources, pack, _extractors(settings, pack), traffic)
+    extractors = _extractors(settings, pack)
+    return Workspace(settings, ledger, Lake(lake_store), sources, pack, extractors, traffic, unreachable)
+
+
+def check_sources(sources: Mapping[str, Store]) -> dict[str, str]:
+    """Ask every source whether it lets us in; returns alias → error of those that do not answer.
+
+    Raises
+    ------
+    ConfigError
+        A bucket, key or right is missing or wrong.
+    """
+    silent: dict[str, str] = {}
+    for alias, store in sources.items():
+        try:
+            store.check()
+        except ServiceError as error:
+            silent[alias] = str(error)
+    return silent
 
 
 def _extractors(settings: Settings, pack: Pack) -> dict[str, Extractor]:

@@ -6,6 +6,7 @@ other than the settings file itself. This is the only module that reads the envi
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -344,15 +345,19 @@ def load_settings(path: ConfigFile = None) -> Settings:
         Names the setting and what is wrong with it.
     """
     file = find_config_file(path)
-    values = _read_yaml(file) if file else {}
+    settings = build_settings(_read_yaml(file) if file else {}, file)
+    return _anchor(settings, file.parent if file else Path.cwd())
+
+
+def build_settings(values: Mapping[str, Any], file: Path | None) -> Settings:
+    """Build settings of values, which came from this file, and of the environment; raises ConfigError, which names them."""
     try:
-        settings = Settings(**values)
+        return Settings(**values)
     except ValidationError as error:
         raise ConfigError(_explain(error, file)) from error
     except SettingsError as error:
         msg = f"{error}; lists and sections in MM_ASSETS_* variables are written as JSON"
         raise ConfigError(msg) from error
-    return _anchor(settings, file.parent if file else Path.cwd())
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

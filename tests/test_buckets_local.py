@@ -219,3 +219,21 @@ def test_local_abort_removes_staged_files_by_age(folder: LocalStore) -> None:
     os.utime(leftover, (0, 0))
     assert folder.abort_stale_uploads(60) == 1
     assert [o.key for o in folder.list_page().objects] == ["k"]
+
+
+def test_local_makes_nothing_beyond_a_link(folder: LocalStore, tmp_path: Path) -> None:
+    """A key through a symbolic link is refused before a folder is made on its other side."""
+    folder.put("there", b"")
+    (tmp_path / "outside").mkdir()
+    (folder.folder / "link").symlink_to(tmp_path / "outside")
+    with pytest.raises(ObjectError, match="symbolic link"):
+        folder.put("link/x/y/z", b"")
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_local_leaves_no_folders_of_a_key_that_it_cannot_hold(folder: LocalStore) -> None:
+    """A name that is too long for the file system leaves nothing, at whatever depth it stands."""
+    for key in ("a/b/" + "k" * 300, "a/" + "k" * 300 + "/c"):
+        with pytest.raises(ObjectError, match="shorter"):
+            folder.put(key, b"")
+    assert [path.name for path in folder.folder.iterdir()] == [STAGING_FOLDER]

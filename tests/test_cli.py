@@ -293,6 +293,39 @@ def test_sql_error_is_a_message(filled: Place) -> None:
     assert "Parser Error" in mm("sql", "SELEC", "-c", str(filled.config_file), code=2).stderr
 
 
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("SELECT CASE WHEN i = 30000 THEN error('late') ELSE i END FROM range(30001) t(i)", "late"),
+        ("", "no statement"),
+        (" -- nothing", "no statement"),
+    ],
+)
+def test_sql_error_while_rows_are_read_is_a_message(filled: Place, query: str, told: str) -> None:
+    """What fails after the first rows ends like what fails at once; so does what is no statement."""
+    assert told in mm("sql", "--csv", query, "-c", str(filled.config_file), code=2).stderr
+
+
+def test_sql_refuses_two_columns_of_one_name_as_json(filled: Place) -> None:
+    """One of them would be lost in silence; CSV holds both."""
+    query, config = "SELECT 1 AS key, 2 AS key", str(filled.config_file)
+    assert "two columns are called key" in mm("sql", "--json", query, "-c", config, code=2).stderr
+    assert mm("sql", "--csv", query, "-c", config).stdout.splitlines() == ["key,key", "1,2"]
+
+
+def test_sql_can_be_interrupted(filled: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C amid a query, which DuckDB tells in its own way, ends as anywhere else: exit code 130, no stack trace."""
+    from mm_assets.cli import sql
+
+    def interrupted(*_: object) -> Any:
+        with sql._translated():
+            msg = "Query interrupted"
+            raise RuntimeError(msg)
+
+    monkeypatch.setattr(sql, "_run", interrupted)
+    assert "Interrupted" in mm("sql", "SELECT 1", "-c", str(filled.config_file), code=130).stderr
+
+
 def test_sql_before_any_publish_says_what_to_do(make_workspace: Callable[..., Place]) -> None:
     """Without tables the message names the command that makes them."""
     place = make_workspace()

@@ -68,6 +68,32 @@ def test_erase_removes_and_prints_its_receipt(place: Place) -> None:
     assert "erased already" in mm("erase", "picture1.png", "--yes").stdout
 
 
+def test_erase_goes_on_where_it_was_interrupted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is marked and still there is told, and the same command finishes it."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mm_assets.cli.runs.refresh", interrupted)
+        mm("erase", "picture1.png", "--yes", code=130)
+    object_id = place.open().ledger.objects.find("picture1.png")[0].object_id
+    assert [file for file in _results(place) if object_id in file.name]
+    assert "1 version that left" in mm("erase", "picture1.png").stdout
+
+    said = mm("erase", "picture1.png", "--yes").stdout
+
+    assert "result\terased\t" in said
+    assert not [file for file in _results(place) if object_id in file.name]
+    assert "erased already" in mm("erase", "picture1.png", "--yes").stdout
+
+
+def test_erase_takes_no_whole_source_by_a_slip(place: Place) -> None:
+    """A source's name without a slash is refused; nothing changes."""
+    assert "source/" in mm("erase", "--prefix", "source", "--yes", code=2).stderr
+    assert "live" in mm("show", "picture1.png").stdout
+
+
 def test_erase_takes_a_prefix(place: Place) -> None:
     """All keys of a source that start so; another one stays."""
     mm("erase", "--prefix", "source/picture", "--yes")

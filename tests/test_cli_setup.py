@@ -71,6 +71,38 @@ def test_init_refuses_what_no_command_could_read(tmp_path: Path) -> None:
     assert not file.exists()
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [("MM_ASSETS_SERVE", "{bad", "JSON"), ("MM_ASSETS_SERVE__PORT", "99999", "serve.port")],
+)
+def test_init_names_what_is_wrong_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
+) -> None:
+    """A wrong variable ends in one message that names the setting."""
+    monkeypatch.setenv(variable, value)
+    assert told in mm("init", "-c", str(tmp_path / "m.yaml"), code=2).stderr
+
+
+def test_init_keeps_an_overwritten_file_to_one_user(tmp_path: Path) -> None:
+    """Keys may be put into it, whatever rights the file before had."""
+    file = tmp_path / "m.yaml"
+    file.write_text("", encoding="utf-8")
+    file.chmod(0o644)
+    mm("init", "--force", "-c", str(file))
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_state_that_cannot_be_made_is_a_message(tmp_path: Path) -> None:
+    """It names the path and ends with 2, without a stack trace."""
+    config = tmp_path / "m.yaml"
+    state = tmp_path / "file" / "state"
+    state.parent.write_text("", encoding="utf-8")
+    config.write_text(
+        f"sources: [{{uri: {tmp_path}}}]\nlake: {{uri: {tmp_path / 'lake'}}}\nstate: {state}\n", encoding="utf-8"
+    )
+    assert str(state) in mm("status", "-c", str(config), code=2).stderr
+
+
 def test_template_comments_are_the_defaults() -> None:
     """With every comment taken away, the file still says the defaults: the text cannot go stale."""
     text = write_template(["media"], "lake")
@@ -274,6 +306,24 @@ def test_demo_keeps_away_from_other_folders(store: str, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine", encoding="utf-8")
     assert "--out" in mm("demo", "--store", store, "--out", str(tmp_path), code=2).stderr
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_demo_leaves_settings_of_others_alone(tmp_path: Path) -> None:
+    """A folder with somebody's own settings is no folder of an earlier demo; one of a demo keeps what was added to it."""
+    from mm_assets.cli.demo import _folder_demo
+
+    config = tmp_path / "mine" / "mm_assets.yaml"
+    config.parent.mkdir()
+    config.write_text("sources: [{uri: s3://precious}]", encoding="utf-8")
+    assert "--out" in mm("demo", "--out", str(config.parent), code=2).stderr
+    assert config.read_text(encoding="utf-8") == "sources: [{uri: s3://precious}]"
+
+    (tmp_path / "media").mkdir()
+    with _folder_demo(tmp_path / "media", tmp_path / "demo") as written:
+        added = written.read_text(encoding="utf-8") + "runs:\n  max_tries: 1\n"
+        written.write_text(added, encoding="utf-8")
+    with _folder_demo(tmp_path / "media", tmp_path / "demo") as written:
+        assert written.read_text(encoding="utf-8") == added
 
 
 def test_demo_server_ends_with_the_demo(media: Path) -> None:

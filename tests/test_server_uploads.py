@@ -1,13 +1,15 @@
 """Direct uploads and their tasks: what goes in is tracked like any object, and nothing else can be written."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+from fastapi import Request
 from flow_driver import process
 from places import Place
 from s3_server import make_client, moto_server
@@ -304,3 +306,33 @@ def test_failed_task_can_be_retried(workspace: Workspace, client: Client, media:
 def test_unknown_task_is_a_404(client: Client, task: str, method: str, action: str) -> None:
     """Ids are compared, never interpreted."""
     assert client.with_key(method, f"/tasks/{task}{action}").status == 404
+
+
+@pytest.mark.parametrize(
+    ("headers", "promised"),
+    [({"content-length": "7"}, 7), ({}, 99), ({"content-length": "1", "transfer-encoding": "chunked"}, 99)],
+)
+def test_room_is_held_for_what_may_come(headers: dict[str, str], promised: int) -> None:
+    """A length that HTTP overrides promises nothing."""
+    scope = {"type": "http", "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
+    assert uploads._promised_bytes(Request(scope), 99) == promised
+
+
+def test_folders_of_dead_workers_do_not_hold_up_the_server(
+    client: Client, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are swept when an upload begins, however many there are, beside the loop that answers everybody else."""
+    threads: list[str] = []
+    make = uploads.scratch
+
+    @contextmanager
+    def noting() -> Iterator[Path]:
+        threads.append(threading.current_thread().name)
+        with make() as folder:
+            yield folder
+        threads.append(threading.current_thread().name)
+
+    monkeypatch.setattr(uploads, "scratch", noting)
+    assert client.with_key("POST", "/objects/source/a.png", picture(media)).status == 201
+    assert len(threads) == 2
+    assert all("AnyIO worker" in name for name in threads)

@@ -211,16 +211,32 @@ class LocalStore:
 
     def _rename(self, staged: Path, path: Path) -> None:
         for _ in range(_MAX_RENAMES):
-            _make_folders(path.parent)
-            if os.path.realpath(path.parent) != str(path.parent):
-                raise ObjectError(Reason.POLICY, f"{self.uri}: this key leads through a symbolic link; remove the link")
             # A delete elsewhere may prune the folder that was just made: make it again.
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError), self._pruning(path):
+                self._refuse_a_way_out(path.parent)  # before anything is made beyond a link
+                _make_folders(path.parent)
+                self._refuse_a_way_out(path.parent)
                 staged.replace(path)
                 _sync_folder(path.parent)
                 return
         msg = f"{self.uri}: folders vanish faster than they can be made; is something else cleaning up there?"
         raise ServiceError(msg)
+
+    @contextmanager
+    def _pruning(self, path: Path) -> Iterator[None]:
+        """Remove the empty folders above a file that could not be put there."""
+        try:
+            yield
+        except OSError:
+            there = next(place for place in path.parents if os.path.isdir(place))  # noqa: PTH112  Path raises on long names
+            if there.is_relative_to(self.folder):
+                self._prune(there)
+            raise
+
+    def _refuse_a_way_out(self, folder: Path) -> None:
+        there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        if os.path.realpath(there) != str(there):
+            raise ObjectError(Reason.POLICY, f"{self.uri}: this key leads through a symbolic link; remove the link")
 
     def _prune(self, folder: Path) -> None:
         while folder != self.folder:

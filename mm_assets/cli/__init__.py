@@ -60,6 +60,11 @@ class _Group(click.Group):
         except MmAssetsError as error:
             kind = _WrongSettings if isinstance(error, ConfigError) else _Failure
             raise kind(str(error)) from error
+        except (FileNotFoundError, NotADirectoryError, PermissionError, FileExistsError) as error:
+            if not error.filename:
+                raise
+            msg = f"{error.filename}: {error.strerror}; correct the path, or the rights to it"
+            raise _WrongSettings(msg) from error
         except KeyboardInterrupt:
             click.echo(_INTERRUPTED, err=True)
             raise click.exceptions.Exit(130) from None

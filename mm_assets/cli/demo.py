@@ -31,6 +31,7 @@ _QUESTIONS = (
     "a person with a tree",
 )
 _ANSWERS = 3
+_MARK = "# Written by `mm demo`."
 _ANOMALIES = """
     SELECT bucket || '/' || key, start_s, end_s, page_number, round(anomaly_score, 3)
     FROM anomaly_scores WHERE is_anomaly ORDER BY anomaly_score DESC, distance DESC LIMIT 8"""
@@ -81,7 +82,7 @@ def _find_media() -> Path:
 def _folder_demo(media: Path, home: Path) -> Iterator[Path]:
     """Copy the media once; a later demo in the same folder goes on with what is there."""
     config = home / "mm_assets.yaml"
-    if home.exists() and any(home.iterdir()) and not config.is_file():
+    if home.exists() and any(home.iterdir()) and not _is_ours(config):
         msg = f"{home} is not empty and not of an earlier demo; name another folder with --out"
         raise ConfigError(msg)
     if not (home / "media").is_dir():
@@ -89,8 +90,14 @@ def _folder_demo(media: Path, home: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(media, part)
         part.rename(home / "media")
-    config.write_text("# Written by `mm demo`.\nsources:\n  - uri: media\nlake:\n  uri: lake\n", encoding="utf-8")
+    if not config.is_file():
+        config.write_text(f"{_MARK}\nsources:\n  - uri: media\nlake:\n  uri: lake\n", encoding="utf-8")
     yield config
+
+
+def _is_ours(config: Path) -> bool:
+    """Whether a demo wrote these settings; what somebody added to them since stays."""
+    return config.is_file() and config.read_text(encoding="utf-8", errors="replace").startswith(_MARK)
 
 
 @contextmanager
@@ -105,7 +112,7 @@ def _bucket_demo(media: Path, home: Path) -> Iterator[Path]:
     with s3_server() as url:
         fill_bucket(url, media)
         place = f"endpoint_url: {url}\n    region: us-east-1\n    access_key_id: {FAKE_KEY}\n    secret_access_key: {FAKE_KEY}"
-        text = f"# Written by `mm demo`.\nsources:\n  - uri: s3://demo-media\n    {place}\n"
+        text = f"{_MARK}\nsources:\n  - uri: s3://demo-media\n    {place}\n"
         text += f"lake:\n    uri: s3://demo-lake/results\n    {place}\n"
         config = home / "mm_assets.yaml"
         config.write_text(text, encoding="utf-8")

@@ -28,7 +28,13 @@ _SHOWN = 20
 )
 @click.command()
 @click.argument("objects", nargs=-1, metavar="[OBJECT]...")
-@click.option("--prefix", "prefixes", multiple=True, metavar="ALIAS/PREFIX", help="All keys of a source that start so.")
+@click.option(
+    "--prefix",
+    "prefixes",
+    multiple=True,
+    metavar="ALIAS/PREFIX",
+    help="All keys of a source that start so; ALIAS/ for all.",
+)
 @click.option("--yes", is_flag=True, help="Do it; without, only show.")
 @config_option
 def erase(objects: tuple[str, ...], prefixes: tuple[str, ...], *, yes: bool, config: Path | None) -> None:
@@ -39,8 +45,8 @@ def erase(objects: tuple[str, ...], prefixes: tuple[str, ...], *, yes: bool, con
     later (another ETag) is processed like any new object, so delete the object in the source as well. Dagster's history
     of runs still names the keys.
 
-    With --yes the versions are marked, a refresh runs, and its receipt is shown; interrupted, any later refresh (`mm
-    ingest`) goes on with it.
+    With --yes the versions are marked, a refresh runs, and its receipt is shown; interrupted, the same command or any
+    later refresh (`mm ingest`) goes on with it.
     """
     if not objects and not prefixes:
         msg = "name OBJECTs or a --prefix"
@@ -49,10 +55,10 @@ def erase(objects: tuple[str, ...], prefixes: tuple[str, ...], *, yes: bool, con
 
     with open_books(config) as workspace:
         versions = _find(workspace, objects, prefixes)
-        _print_versions(versions)
-        if not yes or not versions:
-            return
-        _erase(workspace, versions, config)
+        n_leaving = workspace.ledger.removals.n_leaving()
+        _print_versions(versions, n_leaving)
+        if yes and (versions or n_leaving):
+            _erase(workspace, versions, config)
 
 
 def _find(workspace: "Workspace", objects: Sequence[str], prefixes: Sequence[str]) -> "list[KnownObject]":
@@ -63,15 +69,19 @@ def _find(workspace: "Workspace", objects: Sequence[str], prefixes: Sequence[str
     return list({known.object_id: known for known in found}.values())
 
 
-def _print_versions(versions: "Sequence[KnownObject]") -> None:
+def _print_versions(versions: "Sequence[KnownObject]", n_leaving: int) -> None:
+    """Show what goes, and what an earlier command marked without getting to its end."""
     rows = [(v.object_id, v.version.alias, v.version.key, v.state) for v in versions[:_SHOWN]]
     print_table(("object_id", "source", "key", "state"), rows)
     more = f", the first {_SHOWN} are shown" if len(versions) > _SHOWN else ""
-    click.echo(
-        f"{counted(len(versions), 'version')}{more}." if versions else "Nothing to erase: all of it is erased already."
-    )
     if versions:
+        click.echo(f"{counted(len(versions), 'version')}{more}.")
         click.echo("Their results, rows, vectors and dead letters leave the lake with --yes.", err=True)
+    elif n_leaving:
+        left = f"{counted(n_leaving, 'version')} that left"
+        click.echo(f"All of it is marked already. {left} still lie in the lake: the same command with --yes goes on.")
+    else:
+        click.echo("Nothing to erase: all of it is erased already.")
 
 
 def _erase(workspace: "Workspace", versions: "Sequence[KnownObject]", config: Path | None) -> None:
@@ -79,13 +89,13 @@ def _erase(workspace: "Workspace", versions: "Sequence[KnownObject]", config: Pa
     from mm_assets.flows import receipts, removing
 
     before = receipts.names(workspace)
-    n = removing.erase(workspace, versions)
-    click.echo(f"{counted(n, 'version')} marked as erased.")
+    if versions:
+        click.echo(f"{counted(removing.erase(workspace, versions), 'version')} marked as erased.")
     summary = refresh(config)
     _print_receipts(workspace, versions, sorted(receipts.names(workspace) - before))
     if summary.failed_runs:
         errors = "; ".join(summary.failed_runs.values())
-        msg = f"the refresh failed ({errors}); what is marked stays marked, any later refresh goes on with it"
+        msg = f"the refresh failed ({errors}); what is marked stays marked, the same command goes on with it"
         raise ServiceError(msg)
     n_waiting = workspace.ledger.removals.n_leaving()
     if n_waiting:
@@ -95,7 +105,7 @@ def _erase(workspace: "Workspace", versions: "Sequence[KnownObject]", config: Pa
 
 
 def _print_receipts(workspace: "Workspace", versions: "Sequence[KnownObject]", names: Sequence[str]) -> None:
-    """Print what was removed of these versions, and what holds many versions."""
+    """Print what was removed of these versions (of all where none is named), and what holds many versions."""
     from mm_assets.flows import receipts
 
     wanted = {known.object_id for known in versions} | {None}
@@ -103,7 +113,7 @@ def _print_receipts(workspace: "Workspace", versions: "Sequence[KnownObject]", n
     n_rows: Counter[tuple[str, str]] = Counter()
     for name in names:
         for row in receipts.read(workspace, name).to_pylist():
-            if row["object_id"] in wanted:
+            if not versions or row["object_id"] in wanted:
                 n_files[row["what"], row["outcome"]] += 1
                 n_rows[row["what"], row["outcome"]] += row["n_rows"] or 0
     print_table(("removed", "outcome", "files", "rows"), [(*of, n, n_rows[of]) for of, n in sorted(n_files.items())])

@@ -37,22 +37,18 @@ def init(
     service = {"endpoint_url": endpoint_url, "region": region}
     given = {name: value for name, value in service.items() if value}
     text = write_template(sources or ("media",), lake, given)
-    _check(text)
+    _check(text, config)
     _write(config, text, force=force)
     click.echo(f"Wrote {config}. Look it over, then: mm doctor")
 
 
-def _check(text: str) -> None:
+def _check(text: str, config: Path) -> None:
     """Refuse locations that no command could read, before anything is written."""
     import yaml
-    from pydantic import ValidationError
 
-    from mm_assets.settings import Settings
+    from mm_assets.settings import build_settings
 
-    try:
-        Settings(**yaml.safe_load(text))
-    except ValidationError as error:
-        raise ConfigError("; ".join(fault["msg"] for fault in error.errors())) from error
+    build_settings(yaml.safe_load(text), config)
 
 
 def _write(file: Path, text: str, *, force: bool) -> None:
@@ -67,4 +63,5 @@ def _write(file: Path, text: str, *, force: bool) -> None:
         msg = f"{file} cannot be written: {error.strerror}"
         raise ConfigError(msg) from error
     with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+        os.fchmod(descriptor, 0o600)  # a file that was there keeps its rights otherwise
         out.write(text)

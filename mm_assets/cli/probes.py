@@ -268,11 +268,16 @@ def _sandbox(settings: Settings) -> Iterator[Finding]:
         Image.new("RGB", (64, 64), "white").save(file, "PNG")
         with MediaWorker(settings.media) as worker:
             worker.decode(file, folder / "out")
-            if worker.is_isolated:
-                yield Finding("ok", "sandbox", "media are decoded in a child process with limits and without network")
-                return
-    text = "decoding has limits but not its own network namespace: the kernel or container forbids it"
-    yield Finding("warn", "sandbox", f"{text}; allow unprivileged user namespaces, or cut egress by a network policy")
+    if worker.is_isolated and worker.is_confined:
+        text = "media are decoded in a child process with limits, without network and other files"
+        yield Finding("ok", "sandbox", text)
+    if not worker.is_isolated:
+        text = "decoding has limits but not its own network namespace: the kernel or container forbids it"
+        advice = "allow unprivileged user namespaces, or cut egress by a network policy"
+        yield Finding("warn", "sandbox", f"{text}; {advice}")
+    if not worker.is_confined:
+        text = "a decoder that is broken into could read this user's files: the kernel has no Landlock"
+        yield Finding("warn", "sandbox", f"{text}; use Linux 5.13 or later, or a user of its own")
 
 
 def _device(settings: Settings) -> Iterator[Finding]:

@@ -44,25 +44,14 @@ def show(text: str, *, as_json: bool, config: Path | None) -> None:
     OBJECT is an object id, a key, alias/key, or a partition key of Dagster.
     """
     from mm_assets.cli.opening import open_books
+    from mm_assets.flows.removing import find_named
 
     with open_books(config) as workspace:
-        story = read_story(workspace, _find(workspace, text))
+        story = read_story(workspace, find_named(workspace, text)[0])
     if as_json:
         print_json(story)
     else:
         _print_story(story)
-
-
-def _find(workspace: "Workspace", text: str) -> "KnownObject":
-    found = workspace.ledger.objects.find(text)
-    if not found:
-        msg = f"no object is known as {text!r}; give an object id, a key, alias/key or a partition key"
-        raise ConfigError(msg)
-    aliases = sorted({known.version.alias for known in found})
-    if len(aliases) > 1:
-        msg = f"{text!r} is in several sources; write " + " or ".join(f"{alias}/{text}" for alias in aliases)
-        raise ConfigError(msg)
-    return found[0]
 
 
 def read_story(workspace: "Workspace", known: "KnownObject") -> dict[str, Any]:

@@ -5,7 +5,8 @@ Put here: one statement in, rows out. Keep out: the views, which ``retrieval.ope
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ def sql(query: str, form: str | None, config: Path | None) -> None:
     with open_tables(open_lake(settings), cache_folder(settings)) as connection:
         columns, rows = _run(connection, query)
         if form == "json":
+            _check_names(columns)
             for row in rows:
                 print_json(dict(zip(columns, row, strict=True)))
         elif form == "csv":
@@ -54,16 +56,43 @@ def sql(query: str, form: str | None, config: Path | None) -> None:
 
 
 def _run(connection: "duckdb.DuckDBPyConnection", query: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
-    import duckdb
-
-    try:
+    with _translated():
         answer = connection.execute(query)
-    except duckdb.Error as error:
-        raise ConfigError(str(error)) from error
+    if answer is None:
+        msg = "there is no statement in it"
+        raise ConfigError(msg)
     columns = [column[0] for column in answer.description or []]
     return columns, _fetch(answer)
 
 
 def _fetch(answer: "duckdb.DuckDBPyConnection") -> Iterator[tuple[Any, ...]]:
-    while rows := answer.fetchmany(_FETCH):
+    while True:
+        with _translated():
+            rows = answer.fetchmany(_FETCH)
+        if not rows:
+            return
         yield from rows
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what DuckDB raises into what ends a command: its own words, or Ctrl-C."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.InterruptException as error:
+        raise KeyboardInterrupt from error
+    except RuntimeError as error:  # so it tells Ctrl-C in the midst of a query
+        if "interrupted" not in str(error):
+            raise
+        raise KeyboardInterrupt from error
+    except duckdb.Error as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_names(columns: Sequence[str]) -> None:
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        msg = f"two columns are called {', '.join(twice)}, which JSON cannot hold: name them with AS, or use --csv"
+        raise ConfigError(msg)

@@ -23,7 +23,7 @@ _SHOWN = 50
     "mm verify",
     "mm verify --deep",
     "mm verify --json | jq -r .where",
-    "mm verify --yes && mm ingest    have repaired what is damaged",
+    "mm verify --yes; mm ingest    have repaired what is damaged",
 )
 @click.command()
 @click.option("--deep", is_flag=True, help="Read every result whole, not only its footer.")
@@ -75,7 +75,7 @@ def _print_summary(rows: Sequence[tuple[str, int, int]], *, yes: bool, as_json: 
     else:
         print_table(("difference", "n", "wanted again"), rows)
     again = "What is wanted again is made by the next `mm ingest`."
-    click.echo(again if yes else "Have it repaired: mm verify --yes && mm ingest", err=as_json)
+    click.echo(again if yes else "Have it repaired: mm verify --yes; mm ingest", err=as_json)
 
 
 def to_dict(found: "Difference") -> dict[str, object]:

@@ -224,24 +224,31 @@ def _results_of(
 # -- by command --------------------------------------------------------------------------------------------------------
 
 
-def find_object(workspace: Workspace, text: str) -> list[KnownObject]:
-    """Find all versions of one object by object id, partition key, key or alias/key.
+def find_named(workspace: Workspace, text: str) -> list[KnownObject]:
+    """Find what answers to an object id, partition key, key or alias/key: versions of one object, the live one first.
 
     Raises
     ------
     ConfigError
         None is known, or several objects answer to it.
     """
-    found = sorted({(known.version.alias, known.version.key) for known in workspace.ledger.objects.find(text)})
+    found = workspace.ledger.objects.find(text)
     if not found:
         msg = f"no object is known as {text!r}; give an object id, a key, alias/key or a partition key"
         raise ConfigError(msg)
-    if len(found) > 1:
-        ids = {f"{alias}/{key}": workspace.ledger.removals.versions_of(alias, key)[0].object_id for alias, key in found}
-        told = ", ".join(f"{object_id} for {name}" for name, object_id in ids.items())
-        msg = f"{text!r} is in several sources; give an object id: {told}"
+    # "a/b" may be a key, and the key "b" of the source "a": only ids name an object whatever others are called.
+    ids = {f"{known.version.alias}/{known.version.key}": known.object_id for known in reversed(found)}
+    if len(ids) > 1:
+        told = ", ".join(f"{object_id} for {name}" for name, object_id in sorted(ids.items()))
+        msg = f"several objects answer to {text!r}; give an object id: {told}"
         raise ConfigError(msg)
-    return workspace.ledger.removals.versions_of(*found[0])
+    return found
+
+
+def find_object(workspace: Workspace, text: str) -> list[KnownObject]:
+    """Find all versions of one object, live or not; raises as ``find_named`` does."""
+    version = find_named(workspace, text)[0].version
+    return workspace.ledger.removals.versions_of(version.alias, version.key)
 
 
 def find_below(workspace: Workspace, text: str) -> list[KnownObject]:
@@ -250,9 +257,12 @@ def find_below(workspace: Workspace, text: str) -> list[KnownObject]:
     Raises
     ------
     ConfigError
-        No such source is known, or the prefix lies inside the lake.
+        No such source is known, no slash follows it, or the prefix lies inside the lake.
     """
-    alias, _, prefix = text.partition("/")
+    alias, slash, prefix = text.partition("/")
+    if not slash:
+        msg = f"write {text}/ for all of source {text!r}, or {text}/PREFIX"
+        raise ConfigError(msg)
     found = workspace.ledger.removals.find_below(alias, prefix)
     if found and alias not in {source.alias for source in workspace.settings.sources}:
         return found  # of a source that is no longer watched

@@ -75,6 +75,7 @@ class MediaWorker:
     def __init__(self, limits: MediaLimits) -> None:
         self.limits = limits
         self.is_isolated: bool | None = None  # whether its children are without network; known once started
+        self.is_confined: bool | None = None  # whether they reach no file but their own; known once started
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -143,7 +144,7 @@ class MediaWorker:
             start_new_session=True,
         )
         answer = _exchange(process, self.limits.model_dump_json(), _START_S)
-        self.is_isolated = bool(answer["is_isolated"])
+        self.is_isolated, self.is_confined = bool(answer["is_isolated"]), bool(answer["is_confined"])
         return process
 
 
@@ -225,19 +226,21 @@ def _checked_segments(folder: Path) -> Path:
     return file
 
 
-def _read_report(file: Path) -> bytes:
-    """Read a small ordinary file; no links, no devices, for the child's folder is not trusted."""
+def _read_report(file: Path, *, from_end: bool = False) -> bytes:
+    """Read 64 KiB of an ordinary file; no links, no devices, for the child's folder is not trusted."""
     descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             msg = f"{file.name} is not an ordinary file"
             raise OSError(msg)
+        if from_end:
+            stream.seek(max(0, os.fstat(descriptor).st_size - _MAX_REPORT_BYTES))
         return stream.read(_MAX_REPORT_BYTES)
 
 
 def _log_tail(folder: Path) -> str:
     """Return the end of what the child wrote to stderr."""
     try:
-        return _read_report(folder / LOG_NAME).decode("utf-8", "replace").strip()[-500:]
+        return _read_report(folder / LOG_NAME, from_end=True).decode("utf-8", "replace").strip()[-500:]
     except OSError:
         return ""

@@ -24,7 +24,16 @@ from typing import Any, Never
 
 from mm_assets.errors import ObjectError, Reason
 from mm_assets.media.decode import decode_file
-from mm_assets.media.sandbox import die_with, leave_network, limit_resources, prefer_as_victim, refuse_new_privileges
+from mm_assets.media.sandbox import (
+    adopt_orphans,
+    can_confine,
+    die_with,
+    leave_network,
+    limit_resources,
+    prefer_as_victim,
+    refuse_new_privileges,
+    stay_in,
+)
 from mm_assets.media.segments import SegmentWriter
 from mm_assets.settings import MediaLimits
 
@@ -42,6 +51,15 @@ _PRELOADED = (
     "soundfile",
 )
 _MAX_MESSAGE = 2_000
+# What Python and the decoders may read while they decode: libraries, fonts, time zones, and no process's files.
+_LIBRARIES = tuple(
+    Path(place)
+    for place in (
+        *("/usr", "/lib", "/lib64", "/etc/fonts", "/etc/localtime", "/dev/null", "/dev/urandom"),
+        *(sys.prefix, sys.base_prefix, str(Path(__file__).parents[1])),
+        *filter(None, sys.path),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +88,8 @@ def main() -> None:
     limits = MediaLimits.model_validate_json(sys.stdin.buffer.readline())
     _preload()
     refuse_new_privileges()
-    _answer({"is_isolated": leave_network()})
+    adopt_orphans()
+    _answer({"is_isolated": leave_network(), "is_confined": can_confine()})
     while line := sys.stdin.buffer.readline():
         job = json.loads(line)
         _answer(asdict(_run(Path(job["file"]), Path(job["folder"]), limits)))
@@ -100,6 +119,7 @@ def _run(file: Path, folder: Path, limits: MediaLimits) -> Ending:
         _be_child(owner, file, folder, limits)
     is_timeout = _wait(pid, started + limits.wall_s)
     _, status, usage = os.wait4(pid, 0)
+    _end_orphans()
     code = os.waitstatus_to_exitcode(status)
     return Ending(
         exit_code=code if code >= 0 else None,
@@ -146,10 +166,21 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+def _end_orphans() -> None:
+    """Kill what the child left behind, whatever group or session it moved to: it is this process's child by now."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    while left := children.read_text(encoding="ascii").split():
+        for pid in map(int, left):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
 def _be_child(owner: int, file: Path, folder: Path, limits: MediaLimits) -> Never:
     """Decode one object and exit; never returns to the worker's own loop."""
     try:
-        _enter(owner, folder, limits)
+        _enter(owner, file, folder, limits)
         code = _decode(file, limits)
     except OSError:  # its folder or its log cannot be used; the object was not looked at
         traceback.print_exc()
@@ -162,7 +193,7 @@ def _be_child(owner: int, file: Path, folder: Path, limits: MediaLimits) -> Neve
     os._exit(code)
 
 
-def _enter(owner: int, folder: Path, limits: MediaLimits) -> None:
+def _enter(owner: int, file: Path, folder: Path, limits: MediaLimits) -> None:
     os.setsid()
     die_with(owner)
     os.chdir(folder)
@@ -173,6 +204,7 @@ def _enter(owner: int, folder: Path, limits: MediaLimits) -> None:
     os.closerange(3, 256)
     prefer_as_victim()
     limit_resources(limits)
+    stay_in(folder, [file, *_LIBRARIES])
 
 
 def _decode(file: Path, limits: MediaLimits) -> int:

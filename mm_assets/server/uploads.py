@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, HTTPException, Request
-from fastapi.concurrency import run_in_threadpool
+from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
 
 from mm_assets.errors import ServiceError
@@ -79,6 +79,8 @@ class _Room:
 
 
 def _promised_bytes(request: Request, otherwise: int) -> int:
+    if "transfer-encoding" in request.headers:  # it overrides any length
+        return otherwise
     return int(request.headers.get("content-length", otherwise))
 
 
@@ -106,10 +108,12 @@ def _find_source(workspace: Workspace, alias: str) -> SourceSettings:
 
 
 async def _receive(request: Request, workspace: Workspace, source: SourceSettings, key: str) -> dict[str, Any]:
-    with _translated(), scratch() as folder:
-        file = folder / "body.bin"
-        await _save(request, file, source.max_object_bytes)
-        uploaded = await run_in_threadpool(store_upload, workspace, source.alias, key, file)
+    # In threads: what dead workers left behind is swept on the way in, and may be much.
+    with _translated():
+        async with contextmanager_in_threadpool(scratch()) as folder:
+            file = folder / "body.bin"
+            await _save(request, file, source.max_object_bytes)
+            uploaded = await run_in_threadpool(store_upload, workspace, source.alias, key, file)
     seen = uploaded.seen
     return {
         "task_id": uploaded.task_id,

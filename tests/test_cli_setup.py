@@ -17,6 +17,7 @@ from s3_server import KEY_ID, SECRET, make_client, moto_server
 from mm_assets.cli import probes
 from mm_assets.cli.opening import read_settings
 from mm_assets.cli.settings_text import list_settings, write_template
+from mm_assets.errors import ConfigError
 from mm_assets.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[1]
@@ -324,6 +325,18 @@ def test_demo_leaves_settings_of_others_alone(tmp_path: Path) -> None:
         written.write_text(added, encoding="utf-8")
     with _folder_demo(tmp_path / "media", tmp_path / "demo") as written:
         assert written.read_text(encoding="utf-8") == added
+
+
+def test_demo_does_not_go_on_with_buckets_that_are_gone(tmp_path: Path) -> None:
+    """The settings of a demo with buckets name a server that ended with it: its folder is refused, not taken up."""
+    from mm_assets.cli.demo import _bucket_demo, _folder_demo
+
+    (tmp_path / "media").mkdir()
+    with _bucket_demo(tmp_path / "media", tmp_path / "demo") as written:
+        before = written.read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="--out"), _folder_demo(tmp_path / "media", tmp_path / "demo"):
+        pass
+    assert written.read_text(encoding="utf-8") == before
 
 
 def test_demo_server_ends_with_the_demo(media: Path) -> None:

@@ -42,13 +42,17 @@ def leave_a_grandchild():
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
-            (folder / "born.txt").write_text("x")
+            (folder / "part.txt").write_text(str(os.getpid()))
+            (folder / "part.txt").rename(folder / "born.txt")
             time.sleep(60)
         os._exit(0)
     while not (folder / "born.txt").exists():
         time.sleep(0.01)
 
 def decode(file, limits):
+    if "hang" in sys.argv:
+        leave_a_grandchild()
+        time.sleep(60)
     went = {}
     for name, attempt in attempts():
         try:
@@ -67,15 +71,19 @@ print(json.dumps({"exit_code": ending.exit_code, "children": children}))
 """
 
 
-def _run_worker(tmp_path: Path) -> tuple[dict[str, Any], dict[str, bool]]:
+def _start_worker(tmp_path: Path, *how: str) -> subprocess.Popen[bytes]:
     folder, outside = tmp_path / "own", tmp_path / "outside"
     folder.mkdir()
     outside.mkdir()
     (outside / "secret.txt").write_text("of another", encoding="utf-8")
-    command = [sys.executable, "-c", WORKER, str(folder), str(outside), str(os.getpid())]
+    command = [sys.executable, "-c", WORKER, str(folder), str(outside), str(os.getpid()), *how]
     # Its standard input stays open: the end of it would end the worker.
-    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    output, _ = _read(worker)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def _run_worker(tmp_path: Path) -> tuple[dict[str, Any], dict[str, bool]]:
+    folder = tmp_path / "own"
+    output, _ = _read(_start_worker(tmp_path))
     log = folder / "stderr.txt"
     assert (folder / "went.json").exists(), log.read_text(encoding="utf-8") if log.exists() else output
     return json.loads(output), json.loads((folder / "went.json").read_text(encoding="utf-8"))
@@ -107,6 +115,20 @@ def test_no_descendant_outlives_its_object(tmp_path: Path) -> None:
 
     assert (tmp_path / "own" / "born.txt").exists()
     assert ended["children"] == []
+
+
+def test_no_descendant_outlives_its_owner(tmp_path: Path) -> None:
+    """When the owner ends amid an object, the worker takes all that the child forked with it."""
+    born = tmp_path / "own" / "born.txt"
+    with _start_worker(tmp_path, "hang") as worker:
+        assert worker.stdin is not None
+        deadline = time.monotonic() + 30
+        while not born.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        worker.stdin.close()
+        worker.wait(30)
+    assert not Path(f"/proc/{born.read_text(encoding='utf-8')}").exists()
 
 
 def test_a_kernel_without_landlock_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

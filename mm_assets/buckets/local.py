@@ -212,8 +212,8 @@ class LocalStore:
     def _rename(self, staged: Path, path: Path) -> None:
         for _ in range(_MAX_RENAMES):
             # A delete elsewhere may prune the folder that was just made: make it again.
-            with suppress(FileNotFoundError), self._pruning(path):
-                self._refuse_a_way_out(path.parent)  # before anything is made beyond a link
+            there = self._refuse_a_way_out(path.parent)  # before anything is made beyond a link
+            with suppress(FileNotFoundError), self._pruning(path, there):
                 _make_folders(path.parent)
                 self._refuse_a_way_out(path.parent)
                 staged.replace(path)
@@ -223,23 +223,25 @@ class LocalStore:
         raise ServiceError(msg)
 
     @contextmanager
-    def _pruning(self, path: Path) -> Iterator[None]:
-        """Remove the empty folders above a file that could not be put there."""
+    def _pruning(self, path: Path, there: Path) -> Iterator[None]:
+        """Remove what was made between a folder that was there and a file that could not be put below it."""
         try:
             yield
         except OSError:
-            there = next(place for place in path.parents if os.path.isdir(place))  # noqa: PTH112  Path raises on long names
-            if there.is_relative_to(self.folder):
-                self._prune(there)
+            made = next(place for place in path.parents if os.path.isdir(place))  # noqa: PTH112  Path raises on long names
+            if made.is_relative_to(there):
+                self._prune(made, there)
             raise
 
-    def _refuse_a_way_out(self, folder: Path) -> None:
+    def _refuse_a_way_out(self, folder: Path) -> Path:
+        """Return the nearest folder that is there already; raises ObjectError when a link leads to it."""
         there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
         if os.path.realpath(there) != str(there):
             raise ObjectError(Reason.POLICY, f"{self.uri}: this key leads through a symbolic link; remove the link")
+        return there
 
-    def _prune(self, folder: Path) -> None:
-        while folder != self.folder:
+    def _prune(self, folder: Path, up_to: Path | None = None) -> None:
+        while folder != (up_to or self.folder):
             try:
                 folder.rmdir()
             except OSError:  # not empty, or somebody else was faster

@@ -32,6 +32,7 @@ _QUESTIONS = (
 )
 _ANSWERS = 3
 _MARK = "# Written by `mm demo`."
+_MARK_OF_BUCKETS = "# Written by `mm demo --store s3`, whose buckets ended with it."  # nothing can go on with it
 _ANOMALIES = """
     SELECT bucket || '/' || key, start_s, end_s, page_number, round(anomaly_score, 3)
     FROM anomaly_scores WHERE is_anomaly ORDER BY anomaly_score DESC, distance DESC LIMIT 8"""
@@ -83,7 +84,7 @@ def _folder_demo(media: Path, home: Path) -> Iterator[Path]:
     """Copy the media once; a later demo in the same folder goes on with what is there."""
     config = home / "mm_assets.yaml"
     if home.exists() and any(home.iterdir()) and not _is_ours(config):
-        msg = f"{home} is not empty and not of an earlier demo; name another folder with --out"
+        msg = f"{home} is not empty and not of an earlier demo in a folder; name another one with --out"
         raise ConfigError(msg)
     if not (home / "media").is_dir():
         part = home / "media.part"
@@ -112,7 +113,7 @@ def _bucket_demo(media: Path, home: Path) -> Iterator[Path]:
     with s3_server() as url:
         fill_bucket(url, media)
         place = f"endpoint_url: {url}\n    region: us-east-1\n    access_key_id: {FAKE_KEY}\n    secret_access_key: {FAKE_KEY}"
-        text = f"{_MARK}\nsources:\n  - uri: s3://demo-media\n    {place}\n"
+        text = f"{_MARK_OF_BUCKETS}\nsources:\n  - uri: s3://demo-media\n    {place}\n"
         text += f"lake:\n    uri: s3://demo-lake/results\n    {place}\n"
         config = home / "mm_assets.yaml"
         config.write_text(text, encoding="utf-8")

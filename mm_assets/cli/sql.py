@@ -5,10 +5,10 @@ Put here: one statement in, rows out. Keep out: the views, which ``retrieval.ope
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import duckdb
 
 _FETCH = 10_000
+_INTERRUPT_S = 0.1
+_Answer = TypeVar("_Answer")
 
 
 @examples(
@@ -56,8 +58,7 @@ def sql(query: str, form: str | None, config: Path | None) -> None:
 
 
 def _run(connection: "duckdb.DuckDBPyConnection", query: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
-    with _translated():
-        answer = connection.execute(query)
+    answer = _done(connection, lambda: connection.execute(query))
     if answer is None:
         msg = "there is no statement in it"
         raise ConfigError(msg)
@@ -66,29 +67,28 @@ def _run(connection: "duckdb.DuckDBPyConnection", query: str) -> tuple[list[str]
 
 
 def _fetch(answer: "duckdb.DuckDBPyConnection") -> Iterator[tuple[Any, ...]]:
-    while True:
-        with _translated():
-            rows = answer.fetchmany(_FETCH)
-        if not rows:
-            return
+    while rows := _done(answer, lambda: answer.fetchmany(_FETCH)):
         yield from rows
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn what DuckDB raises into what ends a command: its own words, or Ctrl-C."""
+def _done(connection: "duckdb.DuckDBPyConnection", work: Callable[[], _Answer]) -> _Answer:
+    """Return what DuckDB answers; its errors become ours.
+
+    It works in a thread beside this one, which waits: while DuckDB's own threads compute, it does not look for Ctrl-C.
+    """
     import duckdb
 
-    try:
-        yield
-    except duckdb.InterruptException as error:
-        raise KeyboardInterrupt from error
-    except RuntimeError as error:  # so it tells Ctrl-C in the midst of a query
-        if "interrupted" not in str(error):
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(work)
+        try:
+            return going.result()
+        except duckdb.Error as error:
+            raise ConfigError(str(error)) from error
+        except KeyboardInterrupt:
+            while not going.done():
+                connection.interrupt()  # again and again: before the query begins, it has no effect
+                wait([going], _INTERRUPT_S)
             raise
-        raise KeyboardInterrupt from error
-    except duckdb.Error as error:
-        raise ConfigError(str(error)) from error
 
 
 def _check_names(columns: Sequence[str]) -> None:

@@ -51,13 +51,15 @@ _PRELOADED = (
     "soundfile",
 )
 _MAX_MESSAGE = 2_000
+_CHECKOUT = Path(__file__).parents[2]
 # What Python and the decoders may read while they decode: libraries, fonts, time zones, and no process's files.
 _LIBRARIES = tuple(
     Path(place)
     for place in (
         *("/usr", "/lib", "/lib64", "/etc/fonts", "/etc/localtime", "/dev/null", "/dev/urandom"),
         *(sys.prefix, sys.base_prefix, str(Path(__file__).parents[1])),
-        *filter(None, sys.path),
+        # A checkout may hold settings with keys; of it the package is enough.
+        *(place for place in sys.path if place and (Path(place).name == "site-packages" or Path(place) != _CHECKOUT)),
     )
 )
 
@@ -146,6 +148,8 @@ def _wait(pid: int, deadline: float) -> bool:
         if not has_ended:
             _kill(pid)
             if events:
+                os.waitpid(pid, 0)  # its own children are this process's from here on
+                _end_orphans()
                 os._exit(0)
             poll.unregister(sys.stdin.fileno())
             poll.poll()
@@ -169,12 +173,13 @@ def _kill_group(pid: int) -> None:
 def _end_orphans() -> None:
     """Kill what the child left behind, whatever group or session it moved to: it is this process's child by now."""
     children = Path(f"/proc/self/task/{os.getpid()}/children")
-    while left := children.read_text(encoding="ascii").split():
-        for pid in map(int, left):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+    with suppress(FileNotFoundError):  # a kernel that does not list them
+        while left := children.read_text(encoding="ascii").split():
+            for pid in map(int, left):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
 
 
 def _be_child(owner: int, file: Path, folder: Path, limits: MediaLimits) -> Never:
@@ -204,7 +209,9 @@ def _enter(owner: int, file: Path, folder: Path, limits: MediaLimits) -> None:
     os.closerange(3, 256)
     prefer_as_victim()
     limit_resources(limits)
-    stay_in(folder, [file, *_LIBRARIES])
+    if not stay_in(folder, [file, *_LIBRARIES]) and can_confine():
+        msg = "the kernel offers Landlock and refuses it"
+        raise OSError(msg)
 
 
 def _decode(file: Path, limits: MediaLimits) -> int:

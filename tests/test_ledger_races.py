@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from mm_assets.identity import ObjectVersion
-from mm_assets.ledger import Claim, Finished, Ledger, SeenObject
+from mm_assets.ledger import Claim, Finished, Ledger, LedgerUnavailableError, SeenObject
 from mm_assets.ledger.dead import DeadFilter
 
 RECIPES = {"segments": "r1", "faces": "r2"}
@@ -110,3 +111,33 @@ def test_cancelling_what_was_swept_opens_nothing(ledger: Ledger) -> None:
     ledger.work.open_work("b", RECIPES, 10)
     assert _states(ledger) == {"segments": ("wanted", None), "faces": ("wanted", None)}
     assert ledger.tasks.cancel(VERSION.object_id, RECIPES) == 2
+
+
+_LOST = {"postgresql": "server closed the connection unexpectedly", "sqlite": "database is locked"}
+
+
+def test_a_plan_whose_commit_was_not_answered_comes_with_the_next_call(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batches are in the ledger and nobody was told of them: the next call gives them, and none is left behind."""
+    dialect = ledger._engine.dialect
+    commit, n_lost = dialect.do_commit, iter([True])
+
+    def lose_the_answer(connection: Any) -> None:
+        commit(connection)
+        if next(n_lost, False):
+            driver: Any = dialect.dbapi
+            raise driver.OperationalError(_LOST[dialect.name])
+
+    monkeypatch.setattr(dialect, "do_commit", lose_the_answer)
+    options = {"needs": {}, "aliases": ["b"], "size": 9, "max_tries": 3, "planner": "p"}
+
+    with pytest.raises((OperationalError, LedgerUnavailableError)):
+        ledger.work.plan(RECIPES, **options)
+
+    [batch] = ledger.work.plan(RECIPES, **options)
+
+    claims = ledger.work.claim_batch(batch.batch_id, "me", recipes=RECIPES, lease_s=60, max_claims=8)
+    assert [dict(claim.steps) for claim in claims] == [RECIPES]
+    assert (batch.lane, batch.steps, batch.n_objects) == ("bulk", tuple(RECIPES), 1)
+    assert ledger.work.plan(RECIPES, **options) == []

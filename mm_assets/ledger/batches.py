@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, literal, or_, select, text, update
+from sqlalchemy import ColumnElement, Engine, and_, func, literal, or_, select, text, update
 from sqlalchemy.engine import Connection
 
 from mm_assets.ledger.clock import epoch_now
@@ -78,6 +78,11 @@ def insert_work(connection: Connection, row: Mapping[str, Any], versions: Column
 class BatchBook(WorkReader):
     """What waits for a worker."""
 
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        # recipes → what the ids of the batches begin with whose planning was not answered
+        self._unanswered: dict[tuple[tuple[str, str], ...], str] = {}
+
     # -- opening -------------------------------------------------------------------------------------------------
 
     @retried
@@ -127,7 +132,6 @@ class BatchBook(WorkReader):
 
     # -- planning ------------------------------------------------------------------------------------------------
 
-    @retried
     def plan(
         self,
         recipes: Mapping[str, str],
@@ -139,7 +143,7 @@ class BatchBook(WorkReader):
         planner: str,
         limit: int = 1_000,
     ) -> list[Batch]:
-        """Group open work into batches.
+        """Group open work into batches; those of a call whose commit was not answered come with the next call.
 
         Parameters
         ----------
@@ -150,8 +154,8 @@ class BatchBook(WorkReader):
         planner : name of this process, so that batches of a dead one can be freed
         limit : batches made at most
         """
-        with self._engine.begin() as connection:
-            take_turn(connection, "plan")
+
+        def make(connection: Connection, call: str) -> list[Batch]:
             rows = and_(WORK.c.state == "wanted", WORK.c.batch_id.is_(None), _can_start(recipes, needs))
             ready = _ready(connection, rows, aliases, max_tries, size * limit)
             groups = [
@@ -160,7 +164,28 @@ class BatchBook(WorkReader):
                 ("single", 1, [o for o, tries in ready if tries and tries >= max_tries - 1]),
             ]
             made = [(lane, part) for lane, most, ids in groups for part in chunks(ids, most)][:limit]
-            return [_make(connection, lane, part, recipes, planner) for lane, part in made]
+            return [
+                _make(
+                    connection, Batch(f"{call}{number:012x}", lane, tuple(recipes), len(part)), part, recipes, planner
+                )
+                for number, (lane, part) in enumerate(made)
+            ]
+
+        alike = tuple(sorted(recipes.items()))
+        planned = self._plan(self._unanswered.setdefault(alike, uuid.uuid4().hex[:20]), make)
+        self._unanswered.pop(alike, None)
+        return planned
+
+    @retried
+    def _plan(self, call: str, make: Callable[[Connection, str], list[Batch]]) -> list[Batch]:
+        """Make batches whose ids begin with ``call``, unless that was done and nobody was told."""
+        with self._engine.begin() as connection:
+            take_turn(connection, "plan")
+            made = select(BATCHES).where(BATCHES.c.batch_id.startswith(call)).order_by(BATCHES.c.batch_id)
+            known = [
+                Batch(b.batch_id, b.lane, tuple(b.steps.split(",")), b.n_objects) for b in connection.execute(made)
+            ]
+            return known or make(connection, call)
 
     def objects_of(self, batch_id: str) -> list[KnownObject]:
         """Return the object versions of a batch that still have work in it."""
@@ -263,10 +288,14 @@ def _ready(
 
 
 def _make(
-    connection: Connection, lane: str, object_ids: Sequence[str], recipes: Mapping[str, str], planner: str
+    connection: Connection, batch: Batch, object_ids: Sequence[str], recipes: Mapping[str, str], planner: str
 ) -> Batch:
-    batch = Batch(uuid.uuid4().hex, lane, tuple(recipes), len(object_ids))
-    values = {"batch_id": batch.batch_id, "lane": lane, "steps": ",".join(batch.steps), "n_objects": batch.n_objects}
+    values = {
+        "batch_id": batch.batch_id,
+        "lane": batch.lane,
+        "steps": ",".join(batch.steps),
+        "n_objects": batch.n_objects,
+    }
     connection.execute(BATCHES.insert().values(**values, planner=planner, created_at=time.time()))
     for part in chunks(sorted(object_ids)):
         free = and_(WORK.c.object_id.in_(part), WORK.c.state == "wanted", WORK.c.batch_id.is_(None), these(recipes))

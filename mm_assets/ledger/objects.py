@@ -200,8 +200,11 @@ class ObjectBook(ScanBook):
         """Forget names of a source that this pass did not meet, so many at most; returns their ids."""
         missed = and_(REFUSALS.c.alias == alias, REFUSALS.c.seen_pass < pass_number)
         some = select(REFUSALS.c.refusal_id).where(missed).order_by(REFUSALS.c.refusal_id).limit(limit)
-        with self._engine.begin() as connection:
+        with self._reader.connect() as connection:
             ids = list(connection.scalars(some))
+        if not ids:
+            return []
+        with self._engine.begin() as connection:
             gone = delete(REFUSALS).where(REFUSALS.c.refusal_id.in_(ids), missed).returning(REFUSALS.c.refusal_id)
             return sorted(connection.scalars(gone))
 

@@ -10,7 +10,7 @@ FAULTS := $(BIN)/python -m pytest -n 6 --dist worksteal tests/faults
 SOAK ?= --seconds 600 --objects 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check faults mutations soak postgres-test dev lock clean programs server-programs
+.PHONY: help demo test check faults mutations soak postgres-test dev lock clean programs test-programs server-programs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,13 +26,16 @@ $(STAMP): requirements.lock pyproject.toml
 programs:
 	@scripts/install_programs.sh
 
+test-programs:
+	@scripts/install_programs.sh espeak
+
 server-programs:
 	@scripts/install_programs.sh postgresql
 
 demo: $(STAMP) programs  ## install everything and run the main job on the demo media, offline
 	$(BIN)/mm demo --out $(DEMO_OUT)
 
-test: $(STAMP) programs  ## run the tests, and of the fault suite the part on moto and SQLite
+test: $(STAMP) test-programs  ## run the tests, and of the fault suite the part on moto and SQLite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/soak
 	$(FAULTS) -k moto-sqlite
 
@@ -44,16 +47,16 @@ check: $(STAMP)  ## lint, format, types, import contracts, documentation
 	$(BIN)/interrogate -q mm_assets jobs sensors tests scripts
 	$(BIN)/python scripts/generate_docs.py --check
 
-faults: $(STAMP) programs server-programs  ## the faults of docs/guarantees.md by number, on moto and rclone, SQLite and PostgreSQL
+faults: $(STAMP) server-programs  ## the faults of docs/guarantees.md by number, on moto and rclone, SQLite and PostgreSQL
 	$(FAULTS)
 
-mutations: $(STAMP) programs  ## plant protocol bugs in a copy of the code: each must be caught by a test
+mutations: $(STAMP) test-programs  ## plant protocol bugs in a copy of the code: each must be caught by a test
 	$(BIN)/python scripts/mutations.py
 
-soak: $(STAMP) programs  ## kill workers at random for ten minutes over 10,000 objects, then compare everything
+soak: $(STAMP) test-programs  ## kill workers at random for ten minutes over 10,000 objects, then compare everything
 	PYTHONPATH=tests $(BIN)/python -m soak.run $(SOAK)
 
-postgres-test: $(STAMP) programs server-programs  ## the tests with the ledger on a real PostgreSQL
+postgres-test: $(STAMP) server-programs  ## the tests with the ledger on a real PostgreSQL
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/soak --ledger postgresql
 
 dev: $(STAMP)  ## Dagster's UI with the daemon, on the settings in this folder (or of MM_ASSETS_CONFIG)

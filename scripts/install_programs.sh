@@ -1,8 +1,13 @@
 #!/bin/sh
 # Make sure that the programs outside Python are there; install what is missing where that can be done.
 #   install_programs.sh              tesseract, the one program that mm_assets calls
-#   install_programs.sh postgresql   the server's binaries as well, for `make postgres-test`; the tests run one of their own
+#   install_programs.sh espeak       the speech synthesiser as well, which speaks the tests' media
+#   install_programs.sh postgresql   both, and the server's binaries, for `make postgres-test`; the tests run one of their own
 set -eu
+
+has_espeak() {
+    command -v espeak-ng >/dev/null 2>&1 || ldconfig -p 2>/dev/null | grep -q libespeak-ng
+}
 
 has_postgresql() {
     command -v postgres >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1
@@ -17,8 +22,8 @@ install_package() {
 }
 
 case "${1:-}" in
-    "" | postgresql) ;;
-    *) echo "usage: $0 [postgresql]" >&2; exit 2 ;;
+    "" | espeak | postgresql) ;;
+    *) echo "usage: $0 [espeak | postgresql]" >&2; exit 2 ;;
 esac
 
 failed=0
@@ -29,6 +34,15 @@ tesseract is missing and could not be installed from here. It reads text on imag
     Debian, Ubuntu   sudo apt-get install tesseract-ocr
     Fedora           sudo dnf install tesseract
     macOS            brew install tesseract
+TEXT
+}
+[ -z "${1:-}" ] || has_espeak || install_package espeak-ng || {
+    failed=1
+    cat >&2 <<'TEXT'
+eSpeak NG is missing and could not be installed from here. It speaks the tests' media. Install it:
+    Debian, Ubuntu   sudo apt-get install espeak-ng
+    Fedora           sudo dnf install espeak-ng
+    macOS            brew install espeak-ng
 TEXT
 }
 [ "${1:-}" != postgresql ] || has_postgresql || install_package postgresql || {

@@ -34,6 +34,7 @@ from mm_assets.identity import normalize_etag, short_hash
 # Files are written here and renamed: never listed, on the same file system, and free of the keys' lengths.
 STAGING_FOLDER = ".mm_assets_tmp"
 _STALE_STAGING_S = 86_400
+_MAX_NAME_BYTES = 255  # NAME_MAX of Linux
 _MAX_RENAMES = 100
 _FIRST_MOMENT, _LAST_MOMENT = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}  # the last one: a socket
@@ -167,6 +168,10 @@ class LocalStore:
         is_hostile = "\x00" in key or any("\ud800" <= char <= "\udfff" for char in key)
         if is_hostile or segments[0] == STAGING_FOLDER or not {"", ".", ".."}.isdisjoint(segments):
             msg = f"{self.uri}: a folder cannot hold this key (empty, '.' or '..' segments, NUL, or a reserved name)"
+            raise ObjectError(Reason.POLICY, msg)
+        if len(key) > _MAX_NAME_BYTES // 4 and any(len(name.encode()) > _MAX_NAME_BYTES for name in segments):
+            # Said here, too, because with a parent that is missing the file system would only say that it is absent.
+            msg = f"{self.uri}: the file system cannot hold a name of over {_MAX_NAME_BYTES} bytes; store it under a shorter key"
             raise ObjectError(Reason.POLICY, msg)
         return self.folder / key
 

@@ -1,5 +1,6 @@
 """What a folder does beyond the contract of stores: links, pipes, undecodable names, clocks, leftovers."""
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from mm_assets.buckets import local, walks
 from mm_assets.buckets.base import ObjectChangedError, ObjectNotFoundError
 from mm_assets.buckets.local import STAGING_FOLDER, LocalStore
-from mm_assets.errors import ConfigError, ObjectError
+from mm_assets.errors import ConfigError, ObjectError, ServiceError
 
 
 @pytest.fixture
@@ -231,11 +232,26 @@ def test_local_makes_nothing_beyond_a_link(folder: LocalStore, tmp_path: Path) -
     assert list((tmp_path / "outside").iterdir()) == []
 
 
-def test_local_leaves_no_folders_of_a_key_that_it_cannot_hold(folder: LocalStore) -> None:
-    """A name that is too long for the file system leaves nothing, at whatever depth it stands."""
-    (folder.folder / "mine").mkdir(parents=True)  # an empty folder that was there stays
-    for key in ("a/b/" + "k" * 300, "a/" + "k" * 300 + "/c", "mine/" + "k" * 300, "mine/a/" + "k" * 300):
+def test_local_refuses_a_name_that_is_too_long_before_it_makes_anything(folder: LocalStore) -> None:
+    """It leaves nothing, at whatever depth the name stands."""
+    (folder.folder / "mine").mkdir(parents=True)
+    for key in ("a/b/" + "k" * 300, "a/" + "k" * 300 + "/c", "mine/" + "é" * 150):
         with pytest.raises(ObjectError, match="shorter"):
+            folder.put(key, b"")
+    assert [path.name for path in folder.folder.iterdir()] == ["mine"]
+
+
+def test_local_leaves_no_folders_of_a_write_that_failed(folder: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folders that it made go again; an empty one that was there before stays."""
+    (folder.folder / "mine").mkdir(parents=True)
+
+    def fail(*_: object) -> None:
+        message = "the disk fails"
+        raise OSError(errno.EIO, message)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    for key in ("a/b/c", "mine/a/b", "mine/c"):
+        with pytest.raises(ServiceError, match="disk"):
             folder.put(key, b"")
     assert sorted(path.name for path in folder.folder.iterdir()) == [STAGING_FOLDER, "mine"]
     assert list((folder.folder / "mine").iterdir()) == []

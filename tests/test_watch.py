@@ -38,6 +38,17 @@ from mm_assets.cli import main, runs, watching
 runs.open_workspace = watching.open_workspace = lambda settings, **_: fakes.open_fake_workspace(settings)
 runs.WorkspaceResource = fakes.FakeWorkspaceResource
 """
+# The signal comes when the last step of a run is over, where Dagster's own handler takes it and forgets it.
+SIGNAL_AT_THE_END = """
+import os, signal, dagster
+handle_new_event = dagster.DagsterInstance.handle_new_event
+def handle_and_signal(self, event, *arguments, **options):
+    handle_new_event(self, event, *arguments, **options)
+    if event.is_dagster_event and event.dagster_event.event_type_value == "PIPELINE_SUCCESS":
+        print("the run is over", flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+dagster.DagsterInstance.handle_new_event = handle_and_signal
+"""
 SLOW_MODEL = "fakes.FakeReader._values = lambda *_: time.sleep(120)\n"
 PATIENCE_S = 90.0
 
@@ -57,7 +68,8 @@ class Process:
         )
         self.lines: list[str] = []
         self._queue: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.popen.stdout is not None
@@ -76,6 +88,11 @@ class Process:
             if text in self.lines[-1]:
                 return self.lines[-1]
         pytest.fail(f"{text!r} never came: {self.lines}")
+
+    def rest(self) -> list[str]:
+        """Return what it still wrote, once it has ended."""
+        self._reader.join(PATIENCE_S)
+        return [self._queue.get() for _ in range(self._queue.qsize())]
 
     def end(self, number: int) -> tuple[int, float]:
         """Send a signal; returns the exit code and the seconds until then."""
@@ -162,6 +179,20 @@ def test_sigterm_in_a_run_gives_back_in_time(make_workspace: MakePlace, options:
     rows = [row for name in ("picture0.png", "picture1.png") for row in work_of(workspace, name)]
     assert {row["state"] for row in rows} <= {"wanted", "done"}
     assert {(row["claims"], row["batch_id"]) for row in rows if row["state"] == "wanted"} == {(0, None)}
+
+
+@pytest.mark.slow
+@pytest.mark.fault(4)
+@pytest.mark.parametrize(("options", "code"), [((), 130), (("--watch",), 0)])
+def test_sigterm_between_two_steps_of_dagster_is_not_forgotten(
+    make_workspace: MakePlace, options: tuple[str, ...], code: int
+) -> None:
+    """A signal that comes while a run ends, and is dropped by Dagster, ends the command after the first run."""
+    place = make_workspace("picture0.png", "picture1.png", runs={"batch_objects": 1})
+    with command(place, "ingest", *options, patch=SIGNAL_AT_THE_END) as process:
+        process.wait_for("the run is over")
+        assert process.popen.wait(PATIENCE_S) == code
+        assert "the run is over" not in process.rest()
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from mm_assets.flows.hints import drain_inbox
 from mm_assets.flows.planning import free_lost_work, plan_batches
 from mm_assets.flows.processing import repeating
 from mm_assets.flows.refreshing import needs_refresh
+from mm_assets.flows.stopping import noting
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import Batch, KnownObject
 from mm_assets.partitions import hold_keys
@@ -248,17 +249,20 @@ class Runner:
     ) -> bool:
         """Run a job; returns whether it did its work, which for a last try may be to give the object up."""
         quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-        result = self._defs.resolve_job_def(job).execute_in_process(
-            instance=self._instance,
-            run_config={**(run_config or {}), **quiet},
-            partition_key=partition_key,
-            tags=dict(tags),
-            raise_on_error=False,
-        )
-        self._summary.n_runs += 1
-        if _was_interrupted(result):
-            self._instance.report_run_canceled(result.dagster_run, "Ctrl-C")
-            raise KeyboardInterrupt
+        with noting() as is_to_stop:
+            result = self._defs.resolve_job_def(job).execute_in_process(
+                instance=self._instance,
+                run_config={**(run_config or {}), **quiet},
+                partition_key=partition_key,
+                tags=dict(tags),
+                raise_on_error=False,
+            )
+            self._summary.n_runs += 1
+            if _was_interrupted(result):
+                self._instance.report_run_canceled(result.dagster_run, "Ctrl-C")
+                raise KeyboardInterrupt
+            if is_to_stop():
+                raise KeyboardInterrupt
         if result.success or _is_given_up(result):
             return True
         self._summary.failed_runs[result.run_id] = _first_error(result)

@@ -25,6 +25,7 @@ from mm_assets.flows.hints import Drained, drain_inbox
 from mm_assets.flows.pacing import refresh_due
 from mm_assets.flows.planning import free_lost_work
 from mm_assets.flows.pulling import pull_queues
+from mm_assets.flows.stopping import noting
 from mm_assets.flows.workspace import Workspace
 from mm_assets.resources.workspace import open_workspace
 from mm_assets.settings import Settings
@@ -97,11 +98,14 @@ def _go_on_until_changed(settings: Settings, read: Callable[[], Settings], chore
         return False
 
     watching = Chore("reading the settings", look, _SETTINGS_EVERY_S, say)
-    while found[0] == settings:
-        # Not any(): it would end at the first chore that found something to do.
-        if not sum([chore.do_if_due() for chore in chores.values()]):
-            time.sleep(_IDLE_S)
-        watching.do_if_due()
+    with noting() as is_to_stop:
+        while found[0] == settings:
+            # Not any(): it would end at the first chore that found something to do.
+            if not sum([chore.do_if_due() for chore in chores.values()]):
+                time.sleep(_IDLE_S)
+            watching.do_if_due()
+            if is_to_stop():  # and nobody raised it: a library caught it
+                raise KeyboardInterrupt
     return found[0]
 
 

@@ -79,6 +79,39 @@ def _exit(number: int, _: FrameType | None) -> Never:
 
 
 @contextmanager
+def noting() -> Iterator[Callable[[], bool]]:
+    """Give a function that says whether SIGTERM or Ctrl-C came since it was last asked, whichever handler took it.
+
+    Dagster's handler forgets what comes within a run and outside its steps. Always says no outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield lambda: _has_come(reader, former)
+    finally:
+        signal.set_wakeup_fd(former)
+        os.close(writer)
+        os.close(reader)
+
+
+def _has_come(reader: int, former: int) -> bool:
+    """Read the numbers of signals, and pass them on to whoever noted them before."""
+    try:
+        numbers = os.read(reader, 4096)
+    except BlockingIOError:
+        return False
+    if former >= 0:
+        with suppress(OSError):
+            os.write(former, numbers)
+    return bool(_STOPS & set(numbers))
+
+
+@contextmanager
 def finishing() -> Iterator[None]:
     """Let SIGTERM wait until the block is over, five seconds at most; then the installed handler does what it does."""
     handler = signal.getsignal(signal.SIGTERM)

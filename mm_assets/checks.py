@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 from mm_assets.assets.collection import judgement_tables, tables
 from mm_assets.assets.dead_letters import dead_letters_are_few
 from mm_assets.errors import SchemaError
-from mm_assets.flows.generations import SPACES, load_index
+from mm_assets.flows.indexes import indexed_ids
 from mm_assets.flows.publishing import STATES, shown_recipes, step_table
 from mm_assets.flows.verifying import index_difference
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import RangeFile
 from mm_assets.resources.workspace import WorkspaceResource
 from mm_assets.schemas import JUDGEMENT_TABLES, TABLES, Table, check_schema
+from mm_assets.spaces import SPACES
 from mm_assets.vectors import UNIT_TOLERANCE, as_vector_ids, from_arrow
 
 
@@ -76,10 +77,10 @@ def index_differences(workspace: Workspace) -> dict[str, str]:
     """Return space → difference, where the index does not hold exactly the live rows of its table."""
     wrong = {}
     for space in SPACES.values():
-        loaded = load_index(workspace, space)
+        loaded = indexed_ids(workspace, space)
         rows = workspace.lake.read_table(space.table, [space.item_column])
         live = set(as_vector_ids(rows[space.item_column].to_pylist()).tolist()) if rows is not None else set()
-        indexed = set(loaded[0].vector_ids.tolist()) if loaded else set()
+        indexed = set(loaded[0].tolist()) if loaded else set()
         if difference := index_difference(live, indexed):
             wrong[space.name] = difference
     return wrong

@@ -199,12 +199,27 @@ class Lake:
 
     # -- generations ---------------------------------------------------------------------------------------------
 
-    def write_generation(self, name: str, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-        """Write an immutable build: its files, then its manifest."""
+    def write_generation(self, name: str, manifest: Mapping[str, Any], files: Mapping[str, bytes | Path]) -> None:
+        """Write an immutable build: its files, given as bytes or as files, then its manifest."""
         folder = f"{name}/{manifest['generation']}"
         for file, data in files.items():
-            self.store.put(f"{folder}/{file}", data)
+            if isinstance(data, Path):
+                self.store.upload(f"{folder}/{file}", data)
+            else:
+                self.store.put(f"{folder}/{file}", data)
         self.store.put(f"{folder}/manifest.json", _to_json(manifest))
+
+    @staticmethod
+    def generation_keys(manifest: Mapping[str, Any]) -> list[str]:
+        """Return the keys of the files of a build, its manifest last; an index shares its parts with others."""
+        name = manifest["name"]
+        own = [f"{name}/{manifest['generation']}/{file}" for file in (*sorted(manifest["sha256"]), "manifest.json")]
+        return [*(Lake.part_key(name, part["name"]) for part in manifest.get("parts", ())), *own]
+
+    @staticmethod
+    def part_key(name: str, part: str) -> str:
+        """Key of a file of vectors that the builds of one index share."""
+        return f"{name}/vectors/{part}.arrow"
 
     def point_to_generation(self, name: str, manifest: Mapping[str, Any]) -> None:
         """Rewrite the pointer that outside readers follow; the ledger's is the one that counts."""

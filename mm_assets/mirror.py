@@ -7,9 +7,10 @@ S3 reader is deliberately not used: it is fetched from the network at run time, 
 """
 
 import json
-import shutil
 import uuid
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from mm_assets.buckets.base import ObjectNotFoundError, StoredObject
@@ -40,15 +41,35 @@ def local_copy(lake: Lake, prefix: str, cache: Path) -> Path:
     return folder / prefix
 
 
-def drop_copies(lake: Lake, prefix: str, cache: Path, *, keep: str) -> None:
-    """Remove what was copied below ``prefix`` (ending in '/') but for one name: old builds hold what was erased since."""
+def local_files(lake: Lake, keys: Sequence[str], cache: Path) -> list[Path]:
+    """Return files that hold what the lake has under these keys, which never change: what was fetched once is kept.
+
+    Raises
+    ------
+    ObjectNotFoundError
+        The lake has no such file.
+    """
+    if isinstance(lake.store, LocalStore):
+        files = [lake.store.folder / key for key in keys]
+        if missing := next((key for key, file in zip(keys, files, strict=True) if not file.is_file()), None):
+            msg = f"{lake.uri}/{missing}"
+            raise ObjectNotFoundError(msg)
+        return files
+    folder = cache / lake.lake_id()
+    missing_keys = [key for key in keys if not (folder / key).is_file()]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(lambda key: _download(lake, key, folder / key), missing_keys))
+    return [folder / key for key in keys]
+
+
+def drop_copies(lake: Lake, prefix: str, cache: Path, *, keep: Collection[str]) -> None:
+    """Remove what was copied below ``prefix`` (ending in '/') but for these keys: old builds hold what was erased since."""
     if isinstance(lake.store, LocalStore):
         return
     folder = cache / lake.lake_id()
-    for old in (folder / prefix).iterdir():
-        if old.name != keep:
-            shutil.rmtree(old, ignore_errors=True)
-            _known_file(folder, f"{prefix}{old.name}/").unlink(missing_ok=True)
+    for file in list((folder / prefix).rglob("*")):
+        if file.is_file() and file.relative_to(folder).as_posix() not in keep:
+            file.unlink(missing_ok=True)
 
 
 def _known_file(folder: Path, prefix: str) -> Path:
@@ -65,12 +86,14 @@ def _read_known(file: Path) -> dict[str, str]:
 
 
 def _fetch(lake: Lake, stored: StoredObject, folder: Path) -> None:
+    """Fetch what a listing named; what was replaced since is brought by the next call."""
+    with suppress(ObjectNotFoundError):
+        _download(lake, stored.key, folder / stored.key)
+
+
+def _download(lake: Lake, key: str, target: Path) -> None:
     """Fetch into a new name, then rename: a reader never sees half a file."""
-    target = folder / stored.key
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
-    try:
-        lake.store.download(stored.key, new)
-    except ObjectNotFoundError:
-        return  # replaced between listing and reading; the next call brings it
+    lake.store.download(key, new)
     new.replace(target)

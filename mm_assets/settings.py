@@ -171,8 +171,8 @@ class RefreshSettings(_Section):
     shard_objects: int = Field(2_000, ge=1, description="object versions in one shard of a table")
     min_changed: int = Field(200, ge=1, description="changed objects that ask for a refresh at once")
     max_wait_s: float = Field(900, gt=0, description="age of the oldest change that asks for a refresh")
-    exact_index_rows: int = Field(100_000, ge=0, description="up to here the index is exact")
-    min_recall: float = Field(0.95, ge=0, le=1, description="recall@10 below which an index is not promoted")
+    exact_index_rows: int = Field(20_000, ge=0, description="up to here the index is exact")
+    min_recall: float = Field(0.99, ge=0, le=1, description="recall@10 below which an index is not promoted")
     min_cluster_size: int = Field(5, ge=2, description="HDBSCAN: smallest cluster")
     anomaly_neighbours: int = Field(5, ge=1, description="k of the distance to the k-th neighbour")
     anomaly_percentile: float = Field(0.98, gt=0, lt=1, description="share of the baseline below a flagged score")
@@ -312,6 +312,11 @@ class Settings(BaseSettings):
     def dagster_home(self) -> Path:
         """Where Dagster keeps its runs: DAGSTER_HOME, or a folder below `state`."""
         return Path(os.environ.get("DAGSTER_HOME") or self.state / "dagster")
+
+    @property
+    def cache(self) -> Path:
+        """Folder for copies of a lake in a bucket."""
+        return self.state / "cache"
 
     @property
     def models_folder(self) -> Path:

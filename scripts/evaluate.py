@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import yaml
@@ -101,10 +102,10 @@ def run_ingest(config: Path) -> dict[str, Any]:
 
 def read_tables(settings: "Settings") -> Tables:
     """Read the published tables."""
-    from mm_assets.resources.readers import cache_folder, open_lake
+    from mm_assets.resources.readers import open_lake
     from mm_assets.retrieval import open_tables
 
-    with open_tables(open_lake(settings), cache_folder(settings)) as connection:
+    with open_tables(open_lake(settings), settings.cache) as connection:
         return {name: connection.sql(f'FROM "{name}"').to_arrow_table().to_pylist() for name in TABLES}
 
 
@@ -119,6 +120,11 @@ def read_frame_durations(media: Path, films: Sequence[MediaObject]) -> dict[str,
     return durations
 
 
+def ask(retriever: "Retriever", text: str) -> list[SimpleNamespace]:
+    """Search by words; answers with key, start_s and end_s."""
+    return [SimpleNamespace(**row) for row in retriever.search(text=text, k=N_ANSWERS).iter_rows(named=True)]
+
+
 def measure(truth: CollectionTruth, tables: Tables, media: Path, retriever: "Retriever") -> list[Figure]:
     """Measure everything that the tables and the search answer."""
     objects = {item.key: item for item in truth.objects if item.expect == "ok"}
@@ -128,7 +134,7 @@ def measure(truth: CollectionTruth, tables: Tables, media: Path, retriever: "Ret
     containers = {row["key"]: row["container_kind"] for row in tables["raw_objects"]}
     return [
         measure_completeness(objects, tables["step_states"]),
-        *measure_moments(list(objects.values()), partial(retriever.search_text, limit=N_ANSWERS)),
+        *measure_moments(list(objects.values()), partial(ask, retriever)),
         *measure_speech(list(objects.values()), tables["transcripts"]),
         *measure_objects(views, tables["detected_objects"]),
         *measure_faces(views, tables["faces"]),

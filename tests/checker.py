@@ -253,11 +253,11 @@ def _check_index(evidence: Evidence, space: str, items: list[str]) -> Iterator[s
     index = faiss.deserialize_index(np.frombuffer(evidence.lake.read(f"{folder}/index.faiss"), np.uint8))
     stored = [int(number) for number in faiss.vector_to_array(index.id_map)]  # type: ignore[attr-defined]  # of an IndexIDMap if index.ntotal else []
     yield from _differences(f"ids in the index of {space}", map(vector_id, items), stored)
-    yield from _differences(
-        f"rows of the index of {space}",
-        items,
-        read_parquet(evidence.lake.read(f"{folder}/rows.parquet"))["item_id"].to_pylist(),
-    )
+    parts = [evidence.lake.read(f"indexes/{space}/vectors/{part['name']}.arrow") for part in manifest["parts"]]
+    held = [item for part in parts for item in pa.ipc.open_file(part).read_all()["item_id"].to_pylist()]
+    yield from _differences(f"vectors kept for the index of {space}", items, held)
+    rows = pa.ipc.open_file(evidence.lake.read(f"{folder}/rows.arrow")).read_all()
+    yield from _differences(f"rows of the index of {space}", map(vector_id, items), rows["vector_id"].to_pylist())
     vectors = evidence.column(SPACES[space][0], "vector")
     if index.ntotal and vectors:
         nearest = index.search(np.asarray(vectors, np.float32), 1)[0][:, 0]

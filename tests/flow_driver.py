@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from mm_assets.flows import publishing, refreshing, removing
 from mm_assets.flows.discovery import Discovery, discover
-from mm_assets.flows.generations import SPACES
 from mm_assets.flows.planning import free_lost_work, plan_batches
 from mm_assets.flows.processing import ObjectEnd, process_batch
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import Batch
+from mm_assets.spaces import SPACES
 
 
 def plan(workspace: Workspace) -> list[Batch]:
@@ -30,6 +30,7 @@ def refresh(workspace: Workspace) -> None:
     publishing.publish_steps(workspace)
     for space in SPACES.values():
         refreshing.build_vector_index(workspace, space)
+    refreshing.build_text_index(workspace)
     refreshing.build_cluster_model(workspace)
     refreshing.build_anomaly_baseline(workspace)
     refreshing.freeze_taxonomy(workspace)

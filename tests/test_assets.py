@@ -18,11 +18,12 @@ from places import Place
 from mm_assets.assets.collection import COLLECTION
 from mm_assets.assets.per_object import STEPS, process_objects
 from mm_assets.definitions import build_defs
-from mm_assets.flows.generations import SPACES, load_index
+from mm_assets.flows.indexes import indexed_ids
 from mm_assets.flows.workspace import Workspace
-from mm_assets.indexing import VectorIndex
+from mm_assets.indexing import ROWS_FILE, read_rows
 from mm_assets.resources.workspace import WorkspaceResource
 from mm_assets.schemas import JUDGEMENT_TABLES
+from mm_assets.spaces import SPACES
 from mm_assets.vectors import from_arrow, to_arrow
 
 MakePlace = Callable[..., Place]
@@ -306,16 +307,14 @@ def retype(rows: pa.Table) -> pa.Table:
 
 def drop_from_index(driver: Driver) -> tuple[Path, bytes]:
     """Take one vector out of the stored index of the visual space."""
-    loaded = load_index(driver.workspace, SPACES["visual"])
+    loaded = indexed_ids(driver.workspace, SPACES["visual"])
     assert loaded is not None
     _, manifest = loaded
-    file = driver.place.lake / SPACES["visual"].generation_name / manifest["generation"] / "index.faiss"
+    file = driver.place.lake / SPACES["visual"].generation_name / manifest["generation"] / ROWS_FILE
     kept = file.read_bytes()
-    smaller = VectorIndex.from_bytes(kept, manifest["parameters"])
-    rows = driver.workspace.lake.read_table("visual_embeddings", ["segment_id"])
-    assert rows is not None
-    assert smaller.remove([rows["segment_id"][0].as_py()]) == 1
-    file.write_bytes(smaller.to_bytes())
+    smaller = read_rows(kept).slice(1)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, smaller.schema) as writer:
+        writer.write_table(smaller)
     return file, kept
 
 

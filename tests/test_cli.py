@@ -261,9 +261,9 @@ def test_search_answers_with_moments(filled: Place) -> None:
     assert "not a condition" in mm("search", "anything", "--where", "nonsense", "-c", config, code=2).stderr
 
 
-def test_search_takes_one_question(filled: Place) -> None:
-    """Text and picture together, or neither, is wrong usage."""
-    assert "either TEXT or --image" in mm("search", "-c", str(filled.config_file), code=2).stderr
+def test_search_needs_a_question(filled: Place) -> None:
+    """A condition alone asks nothing; the message names what can be asked."""
+    assert "nothing is asked" in mm("search", "--where", "start_s > 1", "-c", str(filled.config_file), code=2).stderr
 
 
 def test_sql_has_three_forms(filled: Place) -> None:

@@ -94,7 +94,8 @@ def test_old_recipes_and_builds_go_only_when_asked(make_workspace: Make, monkeyp
     assert set(_collect(workspace, Rules(-1, generations=True)).values()) == {"build that is not current"}
 
     assert len(list(place.lake.glob("results/faces/*"))) == 1
-    assert len([folder for folder in (place.lake / "indexes/face").iterdir() if folder.is_dir()]) == 1
+    assert len(list(place.lake.glob("indexes/face/*/index.faiss"))) == 1
+    assert len(list(place.lake.glob("indexes/face/vectors/*"))) == 1
 
 
 def test_unfinished_uploads_go_where_we_write(make_workspace: Make) -> None:

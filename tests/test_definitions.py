@@ -27,6 +27,7 @@ CHECK_NAME = re.compile(r"[a-z]+(_[a-z]+)*_(is|are)_[a-z]+(_[a-z]+)*")
 # Judged per object but published by one asset, so that each of these is both an asset and a table.
 ARTEFACTS = {
     "tables",
+    "text_index",
     "vector_index/visual",
     "vector_index/face",
     "cluster_model",

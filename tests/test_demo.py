@@ -3,18 +3,21 @@
 Put here: what a user of `make demo` may rely on. Keep out: figures on held-out media, which scripts/evaluate.py measures.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow.parquet as pq
 import pytest
 from evaluate import measure, read_tables
 from evaluation.figures import Figure
 from world.truth import CollectionTruth, MediaObject, read_truth
 
 from mm_assets.cli.runs import Summary, ingest, open_instance
+from mm_assets.lake import Lake
 from mm_assets.resources.readers import open_retriever
 from mm_assets.settings import Settings, load_settings
 
@@ -36,6 +39,16 @@ class Demo:
     def lake(self) -> Path:
         """The folder of the results."""
         return self.settings.lake.folder
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of all objects."""
+        return [item.key for item in self.truth.objects]
+
+    @property
+    def recipe_of_segments(self) -> str:
+        """Recipe of the published segments."""
+        return next(row["recipe"] for row in self.tables["segments"])
 
     def rows(self, table: str, key: str) -> list[dict[str, Any]]:
         """Return the rows of one object."""
@@ -82,6 +95,72 @@ def test_the_tables_say_what_was_drawn_and_spoken(demo: Demo) -> None:
     missed.pop("text_to_moment_recall_at_1", None)
     assert missed == {}
     assert figures["text_to_moment_recall_at_5"].value >= 0.9
+
+
+def _has(answers: Iterable[Mapping[str, Any]], key: str, at_s: float, within_s: float) -> bool:
+    return any(
+        row["key"] == key and abs(row["start_s"] - at_s) <= within_s for row in answers if row["start_s"] is not None
+    )
+
+
+def test_a_spoken_phrase_is_found_at_its_second(demo: Demo) -> None:
+    """Three words in a row that were heard right are found in their object, half a second from where they begin."""
+    retriever = open_retriever(demo.settings)
+    heard = {key: " ".join(row["text"] for row in demo.rows("transcripts", key)) for key in demo.keys}
+    asked = [
+        (item.key, " ".join(word.word for word in utterance.words[1:4]), utterance.words[1].start_s)
+        for item in demo.truth.objects
+        for utterance in item.speech
+        if item.expect == "ok" and len(utterance.words) > 3
+    ]
+    asked = [(key, phrase, at_s) for key, phrase, at_s in asked if phrase.lower() in heard[key].lower()]
+    assert len(asked) >= 20
+    missed = [
+        (key, phrase, at_s)
+        for key, phrase, at_s in asked
+        if not _has(retriever.search(said=f'"{phrase}"', k=20).iter_rows(named=True), key, at_s, 0.5)
+    ]
+    assert missed == []
+
+
+def test_words_on_screen_are_found_in_their_scene_with_their_box(demo: Demo) -> None:
+    """Two words in a row that were read right lead to the scene that shows them."""
+    retriever = open_retriever(demo.settings)
+    lines = [row for row in demo.tables["ocr_text"] if row["start_s"] is not None and len(row["text"].split()) > 2]
+    assert len(lines) >= 5
+    for line in lines:
+        phrase = " ".join(line["text"].split()[:3])
+        answers = retriever.search(shown=f'"{phrase}"', k=20).rows(named=True)
+        [answer] = [row for row in answers if row["segment_id"] == line["segment_id"]]
+        assert (answer["key"], answer["start_s"]) == (line["key"], line["start_s"])
+        assert answer["box_px"][0] == pytest.approx(line["box_x0_px"])
+
+
+def test_a_person_is_found_in_another_film_by_the_face(demo: Demo, tmp_path: Path) -> None:
+    """A picture of each person who is in two objects finds the others first."""
+    retriever = open_retriever(demo.settings)
+    named: dict[str, list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
+    for item in demo.truth.objects:
+        for scene in item.scenes:
+            for row in demo.rows("faces", item.key):
+                is_there = scene.start_s is None or scene.start_s <= (row["start_s"] + row["end_s"]) / 2 <= (
+                    scene.end_s or 0
+                )
+                if is_there and len(scene.people) == 1:
+                    named[scene.people[0].name].append((item.key, row))
+    people = {name: found for name, found in named.items() if len({key for key, _ in found}) > 1}
+    assert len(people) >= 2
+    who = {row["segment_id"]: name for name, found in named.items() for _, row in found}
+    for name, found in people.items():
+        key, row = found[0]
+        picture = tmp_path / f"{name}.jpg"
+        results = Path(demo.lake, *Lake.result_key("segments", demo.recipe_of_segments, row["object_id"]).split("/"))
+        segments = pq.read_table(results, columns=["segment_id", "keyframe_jpeg"], partitioning=None).to_pylist()
+        picture.write_bytes(next(s["keyframe_jpeg"] for s in segments if s["segment_id"] == row["segment_id"]))
+        answers = retriever.search(face=picture, k=len({key for key, _ in found}), group_by="object")
+        others = [who.get(answer["segment_id"]) for answer in answers.rows(named=True) if answer["key"] != key]
+        assert others
+        assert set(others) <= {name, None}, (name, others)
 
 
 def test_identical_files_have_one_checksum(demo: Demo) -> None:

@@ -102,6 +102,7 @@ def shell_commands() -> Iterator[str]:
 def test_command_in_the_text_is_understood(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command in the text exists, with these options and arguments; a group may be named alone."""
     (tmp_path / "photo.jpg").touch()
+    (tmp_path / "person.jpg").touch()
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line, comments=True)[1:]
     command, path = COMMANDS["mm"], ["mm"]
@@ -238,7 +239,7 @@ def test_notebook_runs(tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPa
     for cell in NOTEBOOK["cells"]:
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), cell["id"], "exec"), names)  # noqa: S102  the example itself is under test
-    assert names["keyframe"](names["moments"][0]).size == (64, 48)
+    assert names["pictures"][0].size == (64, 48)
     names["tables"].close()
 
 

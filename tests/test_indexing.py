@@ -1,14 +1,18 @@
 """The vector index: recall, filters, changes, format."""
 
+import tempfile
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vector_factory import grouped, names, unit
+from vector_factory import grouped, names, part_rows, stored, unit
 
 from mm_assets.errors import ConfigError, SchemaError
 from mm_assets.identity import vector_id
-from mm_assets.indexing import VectorIndex, build_index
+from mm_assets.indexing import INDEX_FILE, ROWS_FILE, VectorIndex, build_index, read_part, update_index, write_part
 from mm_assets.vectors import Floats, Ids, as_vector_ids
 
 HALF_PRECISION = 2e-3  # error of a cosine between codes of half precision, with room
@@ -18,7 +22,7 @@ HALF_PRECISION = 2e-3  # error of a cosine between codes of half precision, with
 def large() -> tuple[VectorIndex, Floats, Ids, np.ndarray]:
     """Build an inverted file over 20,000 × 64."""
     matrix, groups = grouped(20_000, 64, 300, spread=0.6)
-    index = build_index(names(20_000), matrix, exact_rows=10_000, min_recall=0.95)
+    index = build_index(stored(names(20_000), matrix), exact_rows=10_000, min_recall=0.95)
     return index, matrix, as_vector_ids(names(20_000)), groups
 
 
@@ -31,9 +35,9 @@ def shares_found(similarity: Floats, queries: Floats, matrix: Floats) -> float:
 def test_build_index_is_exact_up_to_the_limit() -> None:
     """At the limit all vectors are compared and recall is 1; one row more makes an inverted file."""
     matrix, _ = grouped(500, 16, 10)
-    small = build_index(names(500), matrix, exact_rows=500, min_recall=1.0)
+    small = build_index(stored(names(500), matrix), exact_rows=500, min_recall=1.0)
     assert (small.kind, small.recall, small.n_rows) == ("exact", 1.0, 500)
-    assert build_index(names(500), matrix, exact_rows=499, min_recall=0.5).kind == "ivf"
+    assert build_index(stored(names(500), matrix), exact_rows=499, min_recall=0.5).kind == "ivf"
 
 
 @settings(deadline=None, max_examples=40)
@@ -43,9 +47,9 @@ def test_exact_search_equals_sorting_all_that_are_allowed(n: int, k: int, share:
     matrix, _ = grouped(n, 12, 3, seed=seed)
     random = np.random.default_rng(seed)
     ids, is_allowed = as_vector_ids(names(n)), random.random(n) < share
-    index = build_index(names(n), matrix, exact_rows=n, min_recall=1.0)
+    index = build_index(stored(names(n), matrix), exact_rows=n, min_recall=1.0)
     queries = unit(random.normal(size=(4, 12)))
-    similarity, found = index.search(queries, k, ids[is_allowed])
+    similarity, found = index.search(queries, k, index.select(ids[is_allowed]))
     expected = -np.sort(-(queries @ matrix[is_allowed].T), axis=1)[:, :k]
     width = expected.shape[1]
     np.testing.assert_allclose(similarity[:, :width], expected, atol=1e-5)
@@ -88,7 +92,7 @@ def test_inverted_file_filters_inside_the_search(
     order = np.argsort(random.random(300)[groups], kind="stable") if is_correlated else random.permutation(20_000)
     rows = order[: int(20_000 * share)]
     queries, _ = grouped(100, 64, 300, spread=0.6, seed=78)
-    similarity, found = index.search(queries, 10, ids[rows])
+    similarity, found = index.search(queries, 10, index.select(ids[rows]))
     assert np.isin(found, ids[rows]).all()
     assert shares_found(similarity, queries, matrix[rows]) >= 0.95
 
@@ -99,11 +103,13 @@ def test_search_ignores_allowed_ids_that_it_does_not_hold(
     """A filter made from a table that is newer than the index does no harm, in any order and with repeats."""
     index, matrix, ids, _ = large
     unknown = as_vector_ids([f"newer-{i}" for i in range(50_000)])
-    similarity, found = index.search(matrix[:20], 5, np.concatenate([unknown, ids[400:360:-1], ids[380:390]]))
+    similarity, found = index.search(
+        matrix[:20], 5, index.select(np.concatenate([unknown, ids[400:360:-1], ids[380:390]]))
+    )
     assert np.isin(found, ids[360:401]).all()
     assert shares_found(similarity, matrix[:20], matrix[361:401]) == 1.0
-    assert (index.search(matrix[:2], 5, unknown)[1] == -1).all()
-    assert (index.search(matrix[:2], 5, np.empty(0, np.int64))[1] == -1).all()
+    assert (index.search(matrix[:2], 5, index.select(unknown))[1] == -1).all()
+    assert (index.search(matrix[:2], 5, index.select(np.empty(0, np.int64)))[1] == -1).all()
 
 
 def test_inverted_file_finds_answers_on_the_far_side() -> None:
@@ -111,10 +117,10 @@ def test_inverted_file_finds_answers_on_the_far_side() -> None:
     random = np.random.default_rng(0)
     side = np.repeat([[1.0], [-1.0]], 2_000, axis=0) * np.eye(16)[:1]
     matrix = unit(side + 0.1 * random.normal(size=(4_000, 16)))
-    index = build_index(names(4_000), matrix, exact_rows=0, min_recall=0.1)
+    index = build_index(stored(names(4_000), matrix), exact_rows=0, min_recall=0.1)
     allowed = as_vector_ids(names(4_000))[2_000:]
     assert index.parameters["n_probes"] < index.parameters["n_lists"] / 10
-    similarity, found = index.search(matrix[:50], 10, allowed)
+    similarity, found = index.search(matrix[:50], 10, index.select(allowed))
     assert np.isin(found, allowed).all()
     assert shares_found(similarity, matrix[:50], matrix[2_000:]) == 1.0
 
@@ -122,75 +128,152 @@ def test_inverted_file_finds_answers_on_the_far_side() -> None:
 def test_build_index_visits_more_lists_until_recall_is_reached() -> None:
     """Data without groups, where lists say little, take more lists than the first try."""
     matrix = unit(np.random.default_rng(0).normal(size=(6_000, 48)))
-    easy = build_index(names(6_000), matrix, exact_rows=0, min_recall=0.2)
-    hard = build_index(names(6_000), matrix, exact_rows=0, min_recall=0.97)
+    easy = build_index(stored(names(6_000), matrix), exact_rows=0, min_recall=0.2)
+    hard = build_index(stored(names(6_000), matrix), exact_rows=0, min_recall=0.97)
     assert hard.parameters["n_probes"] > easy.parameters["n_probes"]
     assert hard.recall >= 0.97 > easy.recall
 
 
-def test_build_index_refuses_to_return_an_index_below_the_bar() -> None:
-    """Vectors nearer to each other than half precision can tell: the error names the settings that help."""
+def test_build_index_refuses_to_return_an_index_below_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors nearer to each other than their codes can tell: the error names the settings that help."""
+    monkeypatch.setattr("mm_assets.indexing.building._MOST_CANDIDATES", 100)
     random = np.random.default_rng(0)
-    matrix = unit(np.repeat([[1.0], [-1.0]], 38, axis=0) * np.eye(8)[:1] + 0.01 * random.normal(size=(76, 8)))
-    with pytest.raises(ConfigError, match=r"refresh\.exact_index_rows to 76 .*lower refresh\.min_recall"):
-        build_index(names(76), matrix, exact_rows=0, min_recall=1.0)
+    matrix = unit(np.eye(8)[:1] + 0.01 * random.normal(size=(3_000, 8)))
+    with pytest.raises(ConfigError, match=r"refresh\.exact_index_rows to 3000 .*lower refresh\.min_recall"):
+        build_index(stored(names(3_000), matrix), exact_rows=0, min_recall=1.0)
+
+
+def renamed(index: VectorIndex, item_ids: list[str], matrix: Floats, **limits: Any) -> VectorIndex:
+    """Store an index, open it to be changed, and change it into one of these rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        index.save(Path(folder))
+        opened = VectorIndex.open(Path(folder), index.rows.parts, index.parameters, to_change=True)
+    return update_index(opened, stored(item_ids, matrix, 3), **{"exact_rows": 0, "min_recall": 0.5} | limits)
 
 
 @pytest.mark.parametrize("exact_rows", [0, 10_000])
-def test_add_and_remove_change_what_is_found(exact_rows: int) -> None:
-    """Removed vectors are not found, added ones are, as if the index had been built so; unknown ids are no error."""
+def test_update_finds_what_came_and_not_what_left(exact_rows: int) -> None:
+    """An item with another vector is found where it is now; whoever stayed is found as before."""
     matrix, _ = grouped(1_000, 32, 20)
-    index = build_index(names(1_000)[:900], matrix[:900], exact_rows=exact_rows, min_recall=0.5)
-    ids = as_vector_ids(names(1_000))
-    index.add(names(1_000)[900:], matrix[900:])
-    assert index.remove([*names(1_000)[:100], "unknown"]) == 100
-    assert index.remove(names(1_000)[:100]) == 0
-    assert index.n_rows == 900
-    np.testing.assert_array_equal(index.vector_ids, np.sort(ids[100:]))
-    assert (index.search(matrix[100:], 1)[1][:, 0] == ids[100:]).all()
-    assert not np.isin(index.search(matrix[:100], 20)[1], ids[:100]).any()
-    index.add(names(1_000)[:100], matrix[:100])
-    assert (index.search(matrix[:100], 1, ids[:100])[1][:, 0] == ids[:100]).all()
+    item_ids, ids = names(1_000), as_vector_ids(names(1_000))
+    index = build_index(stored(item_ids[:900], matrix[:900]), exact_rows=exact_rows, min_recall=0.5)
+    moved = matrix.copy()
+    moved[200:220] = -moved[200:220]
+
+    changed = renamed(index, item_ids[100:], moved[100:], exact_rows=exact_rows)
+
+    assert (changed.kind, changed.n_rows) == (index.kind, 900)
+    assert (changed.search(moved[100:], 1)[1][:, 0] == ids[100:]).all()
+    assert not np.isin(changed.search(matrix[:100], 20)[1], ids[:100]).any()
+    within = changed.select(ids[950:])
+    assert (changed.search(moved[950:], 1, within)[1][:, 0] == ids[950:]).all()
 
 
-def test_add_refuses_an_id_that_is_there_and_adds_none() -> None:
-    """One item would be found twice; nothing of the call is kept."""
-    matrix, _ = grouped(100, 16, 4)
-    index = build_index(names(100)[:50], matrix[:50], exact_rows=100, min_recall=0.9)
-    with pytest.raises(SchemaError, match="'item-49'"):
-        index.add(names(100)[49:], matrix[49:])
-    assert index.n_rows == 50
+def test_update_keeps_the_lists_until_a_quarter_of_the_rows_changed() -> None:
+    """What came and left is counted over all changes; then the lists are made anew."""
+    matrix, _ = grouped(2_000, 32, 20)
+    item_ids = names(2_000)
+    index = build_index(stored(item_ids[:1_000], matrix[:1_000]), exact_rows=0, min_recall=0.5)
+    once = renamed(index, item_ids[:1_200], matrix[:1_200])
+    assert (once.parameters["n_trained"], once.parameters["n_changed"]) == (1_000, 200)
+    assert (once.faiss_index.quantizer.reconstruct_n(0, 5) == index.faiss_index.quantizer.reconstruct_n(0, 5)).all()
+
+    twice = renamed(once, item_ids[:1_300], matrix[:1_300])
+
+    assert (twice.parameters["n_trained"], twice.parameters["n_changed"]) == (1_300, 0)
+
+
+def test_update_measures_recall_anew_and_makes_new_lists_where_it_is_not_reached() -> None:
+    """An index that was good enough for a lower bar is widened, not returned below the new one."""
+    matrix, _ = grouped(3_000, 32, 20, spread=1.0)
+    item_ids = names(3_000)
+    index = build_index(stored(item_ids, matrix), exact_rows=0, min_recall=0.1)
+    assert index.recall < 0.99
+
+    changed = renamed(index, item_ids[:2_900], matrix[:2_900], min_recall=0.99)
+
+    assert changed.recall >= 0.99
+    assert changed.parameters["n_trained"] == 3_000
+
+
+def test_update_becomes_exact_below_the_limit() -> None:
+    """What shrank below it is compared as a whole again, and grows beyond it into an inverted file."""
+    matrix, _ = grouped(500, 16, 10)
+    index = build_index(stored(names(500), matrix), exact_rows=450, min_recall=0.5)
+    small = renamed(index, names(450), matrix[:450], exact_rows=450)
+    assert (index.kind, small.kind) == ("ivf", "exact")
+    assert renamed(small, names(500), matrix, exact_rows=450).kind == "ivf"
 
 
 @pytest.mark.parametrize("exact_rows", [0, 10_000])
-def test_bytes_are_plain_faiss_and_keep_changing(exact_rows: int) -> None:
-    """FAISS alone opens the bytes and finds the same; what came back can be added to and removed from."""
+def test_faiss_alone_opens_the_file(exact_rows: int, tmp_path: Path) -> None:
+    """Under the ids of ``identity.vector_id``; RaBitQ codes alone find near what the vectors decide."""
     import faiss
 
-    matrix, _ = grouped(800, 16, 10)
-    index = build_index(names(800), matrix, exact_rows=exact_rows, min_recall=0.9)
-    alone = faiss.deserialize_index(np.frombuffer(index.to_bytes(), np.uint8))
-    np.testing.assert_array_equal(alone.search(matrix[:50], 5)[1], index.search(matrix[:50], 5)[1])
-    restored = VectorIndex.from_bytes(index.to_bytes(), index.parameters)
-    assert (restored.recall, restored.kind, restored.n_rows) == (index.recall, index.kind, 800)
-    assert restored.remove(names(10)) == 10
-    restored.add(["fresh"], matrix[:1])
-    assert restored.search(matrix[:1], 1)[1].item() == vector_id("fresh")
+    matrix, _ = grouped(800, 64, 10)
+    index = build_index(stored(names(800), matrix, 4), exact_rows=exact_rows, min_recall=0.9)
+    index.save(tmp_path)
+    alone = faiss.read_index(str(tmp_path / INDEX_FILE))
+    found = alone.search(matrix[:50], 10)[1]
+    assert (found == as_vector_ids(names(50))[:, None]).any(axis=1).all()
 
 
+@pytest.mark.parametrize("name", [INDEX_FILE, ROWS_FILE])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_from_bytes_refuses_a_cut_file(share: float) -> None:
+@pytest.mark.parametrize("exact_rows", [0, 10_000])
+def test_open_refuses_a_cut_file(name: str, share: float, exact_rows: int, tmp_path: Path) -> None:
     """Half an upload is an error and never a smaller index."""
     matrix, _ = grouped(100, 16, 4)
-    index = build_index(names(100), matrix, exact_rows=100, min_recall=0.9)
-    data = index.to_bytes()
-    with pytest.raises(SchemaError, match="unreadable"):
-        VectorIndex.from_bytes(data[: int(len(data) * share)], index.parameters)
+    index = build_index(stored(names(100), matrix), exact_rows=exact_rows, min_recall=0.5)
+    index.save(tmp_path)
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    with pytest.raises(SchemaError, match="index"):
+        VectorIndex.open(tmp_path, index.rows.parts, index.parameters)
 
 
-def test_from_bytes_refuses_the_parameters_of_another_index() -> None:
+def test_open_refuses_the_parameters_of_another_index(tmp_path: Path) -> None:
     """An index of another dimension than its manifest says is refused at loading, not at the first query."""
     matrix, _ = grouped(10, 16, 4)
-    index = build_index(names(10), matrix, exact_rows=100, min_recall=0.9)
+    index = build_index(stored(names(10), matrix), exact_rows=100, min_recall=0.9)
+    index.save(tmp_path)
     with pytest.raises(SchemaError, match="dimension 8"):
-        VectorIndex.from_bytes(index.to_bytes(), {**index.parameters, "dim": 8})
+        VectorIndex.open(tmp_path, index.rows.parts, {**index.parameters, "dim": 8})
+
+
+def test_the_same_vectors_give_the_same_bytes(tmp_path: Path) -> None:
+    """In whatever parts and order they come."""
+    matrix, _ = grouped(3_000, 16, 10)
+    order = np.random.default_rng(1).permutation(3_000)
+    for number, (rows, n_parts) in enumerate(((np.arange(3_000), 1), (order, 7))):
+        (tmp_path / str(number)).mkdir()
+        vectors = stored([f"item-{row}" for row in rows], matrix[rows], n_parts)
+        build_index(vectors, exact_rows=0, min_recall=0.5).save(tmp_path / str(number))
+    assert (tmp_path / "0" / INDEX_FILE).read_bytes() == (tmp_path / "1" / INDEX_FILE).read_bytes()
+
+
+def test_vectors_come_back_bit_for_bit_from_any_part(tmp_path: Path) -> None:
+    """``gather`` keeps the order asked for, for few ids and for many; names stay with their vectors."""
+    matrix, _ = grouped(1_000, 16, 10)
+    vectors, ids = stored(names(1_000), matrix, 9), as_vector_ids(names(1_000))
+    for rows in (np.array([5, 999, 0]), np.random.default_rng(0).permutation(1_000)):
+        np.testing.assert_array_equal(vectors.gather(ids[rows]), matrix[rows])
+    asked = ids[[7, 999, 0, 500]]
+    named = ["item-7", "item-999", "item-0", "item-500"]
+    assert vectors.values(asked, ["item_id", "absent"]) == {"item_id": named, "absent": [None] * 4}
+
+
+def test_a_part_refuses_what_is_no_part(tmp_path: Path) -> None:
+    """A cut file, another table, vectors off unit, an item twice within a part or in two."""
+    file = tmp_path / "part.arrow"
+    matrix, _ = grouped(10, 8, 2)
+    write_part(file, part_rows(names(10), matrix), "item_id")
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(SchemaError, match="Arrow"):
+        read_part(file)
+    with pytest.raises(SchemaError, match="length 1"):
+        write_part(file, part_rows(names(10), 2 * matrix), "item_id")
+    with pytest.raises(SchemaError, match="unique"):
+        write_part(file, part_rows(["a"] * 10, matrix), "item_id")
+    with pytest.raises(SchemaError, match="in two"):
+        stored([*names(5), *names(5)], matrix, 2)

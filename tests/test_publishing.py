@@ -159,8 +159,12 @@ def test_a_generation_is_named_by_what_it_was_made_of(make_workspace: Callable[.
     ingest(workspace)
 
     changed = {name for name in first if first[name]["generation"] != second[name]["generation"]}
-    assert changed == {"indexes/visual", "indexes/face", "clusters/visual", "baselines/visual"}
-    assert workspace.ledger.catalog.generations() == first
+    assert changed == {"indexes/visual", "indexes/face", "indexes/words", "clusters/visual", "baselines/visual"}
+    third = workspace.ledger.catalog.generations()
+    assert {name: third[name] for name in changed - {"indexes/words"}} == {
+        name: first[name] for name in changed - {"indexes/words"}
+    }
+    assert third["indexes/words"]["origin"] == first["indexes/words"]["origin"]
 
 
 def test_editing_the_taxonomy_tags_anew_without_a_model_run(make_workspace: Callable[..., Any], tmp_path: Path) -> None:

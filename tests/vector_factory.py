@@ -3,10 +3,18 @@
 Put here: unit vectors and item ids. Keep out: assertions.
 """
 
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from mm_assets.vectors import Floats
+from mm_assets.indexing import Part, Rows, write_part
+from mm_assets.vectors import Floats, to_arrow
 
 STRANGER = -1
 
@@ -40,3 +48,21 @@ def grouped(
         groups[::10] = STRANGER
         matrix[::10] = random.normal(size=matrix[::10].shape)
     return unit(matrix), groups
+
+
+def part_rows(item_ids: Sequence[str], matrix: Floats) -> pa.Table:
+    """Return rows as a part takes them."""
+    return pa.table({"item_id": pa.array(item_ids, pa.string()), "vector": to_arrow(matrix)})
+
+
+def stored(item_ids: Sequence[str], matrix: Floats, n_parts: int = 1) -> Rows:
+    """Write the vectors into so many parts and map them; the files go, the maps stay."""
+    bounds = np.linspace(0, len(item_ids), n_parts + 1).astype(int)
+    with tempfile.TemporaryDirectory() as folder:
+        parts = []
+        for start, end in pairwise(bounds):
+            file = Path(folder) / f"{start}.arrow"
+            write_part(file, part_rows(item_ids[start:end], matrix[start:end]), "item_id")
+            parts.append(Part(hashlib.sha256(file.read_bytes()).hexdigest(), file))
+            assert len(parts[-1].ids) == end - start
+        return Rows.of_parts(parts, matrix.shape[1])

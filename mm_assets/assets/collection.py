@@ -12,10 +12,10 @@ import dagster as dg
 
 from mm_assets.extractors.registry import known_steps
 from mm_assets.flows import publishing, refreshing, reporting
-from mm_assets.flows.generations import SPACES
 from mm_assets.flows.recipes import DECODING_STEPS
 from mm_assets.flows.workspace import Workspace
 from mm_assets.resources.workspace import WorkspaceResource
+from mm_assets.spaces import SPACES
 
 OWNERS = ["team:mm-assets"]
 _FEATURES = [*DECODING_STEPS, *known_steps()]
@@ -89,6 +89,19 @@ def _build_index_asset(space: str) -> dg.AssetsDefinition:
 
 
 VECTOR_INDEXES = [_build_index_asset(space) for space in SPACES]
+
+
+@dg.asset(
+    description="Full-text index over what is said and shown, by tantivy; an immutable generation.",
+    group_name="indexes",
+    kinds={"tantivy"},
+    owners=OWNERS,
+    deps=[tables],
+    pool="publish",
+)
+def text_index(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """One text per utterance, per image with words on it, and per page's text layer; refreshed with the tables."""
+    return _build(workspace, "segments", refreshing.build_text_index)
 
 
 @dg.asset(
@@ -167,5 +180,14 @@ def scan_report(workspace: WorkspaceResource) -> dg.MaterializeResult:  # type: 
     return dg.MaterializeResult(metadata={"report": dg.MetadataValue.md(table), "key": report["key"]})
 
 
-COLLECTION = [tables, *VECTOR_INDEXES, cluster_model, anomaly_baseline, taxonomy, judgement_tables, scan_report]
+COLLECTION = [
+    tables,
+    *VECTOR_INDEXES,
+    text_index,
+    cluster_model,
+    anomaly_baseline,
+    taxonomy,
+    judgement_tables,
+    scan_report,
+]
 COLLECTION_KEYS = [key.to_user_string() for asset in COLLECTION for key in asset.keys]

@@ -8,10 +8,10 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -20,7 +20,6 @@ from mm_assets.cli.output import place, print_table, printable
 from mm_assets.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mm_assets.retrieval import Moment
     from mm_assets.settings import Settings
 
 _QUESTIONS = (
@@ -144,10 +143,10 @@ def read_captions(file: Path) -> Captions:
     }
 
 
-def caption_of(captions: Captions, moment: "Moment") -> str:
-    """Return what was drawn into the frame that stands for a moment; '' where nothing was noted."""
-    at = moment.frame_s or 0.0
-    return next((text for start, end, text in captions.get(moment.key, ()) if start <= at <= end), "")
+def caption_of(captions: Captions, moment: Mapping[str, Any]) -> str:
+    """Return what was drawn into the middle of a moment; '' where nothing was noted."""
+    at = ((moment["start_s"] or 0.0) + (moment["end_s"] or 0.0)) / 2
+    return next((text for start, end, text in captions.get(moment["key"], ()) if start <= at <= end), "")
 
 
 def _ask(settings: "Settings", captions: Captions) -> None:
@@ -156,31 +155,31 @@ def _ask(settings: "Settings", captions: Captions) -> None:
 
     started = time.monotonic()
     retriever = open_retriever(settings)
-    retriever.search_text(_QUESTIONS[0], limit=1)
+    retriever.search(text=_QUESTIONS[0], k=1)
     click.echo(f"\nModel and index are loaded after {time.monotonic() - started:.1f} s.")
     for question in _QUESTIONS:
         started = time.monotonic()
-        moments = retriever.search_text(question, limit=_ANSWERS)
+        moments = retriever.search(text=question, k=_ANSWERS)
         click.echo(f"\nmm search {question!r}  ({(time.monotonic() - started) * 1000:.0f} ms)")
         rows = [
             (
-                f"{m.bucket}/{m.key}",
-                place(m.start_s, m.end_s, m.page_number),
-                f"{m.similarity:.2f}",
-                caption_of(captions, m),
+                f"{row['bucket']}/{row['key']}",
+                place(row["start_s"], row["end_s"], row["page_number"]),
+                row["why"],
+                caption_of(captions, row),
             )
-            for m in moments
+            for row in moments.iter_rows(named=True)
         ]
-        print_table(("object", "where", "similarity", "what was drawn there"), rows)
+        print_table(("object", "where", "why", "what was drawn there"), rows)
 
 
 def _look(settings: "Settings") -> Path:
     """Print anomalies and dead letters; returns the folder that holds the tables as files."""
     from mm_assets.mirror import local_copy
-    from mm_assets.resources.readers import cache_folder, open_lake
+    from mm_assets.resources.readers import open_lake
     from mm_assets.retrieval import open_tables
 
-    lake, cache = open_lake(settings), cache_folder(settings)
+    lake, cache = open_lake(settings), settings.cache
     with open_tables(lake, cache) as connection:
         strange, faults, dead = (connection.execute(query).fetchall() for query in (_ANOMALIES, _FAULTS, _DEAD))
     click.echo("\nUnlike the rest of the collection:")

@@ -1,10 +1,10 @@
-"""``mm search``: words or a picture → moments.
+"""``mm search``: words, a picture or a face → moments.
 
 Put here: the question and the form of the answer. Keep out: ranking, which is ``retrieval``'s.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,59 +12,72 @@ from mm_assets.cli.options import config_option, examples, json_option
 from mm_assets.cli.output import place, print_json, print_table
 
 if TYPE_CHECKING:
-    from mm_assets.retrieval import Moment
+    import polars as pl
+
+_PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @examples(
     'mm search "a red circle"',
-    "mm search --image photo.jpg --limit 3 --json",
-    'mm search "a person" --where "media_kind = \'video\' AND start_s > 60"',
+    "mm search --said '\"green star\" mountain*'",
+    'mm search --face photo.jpg --where "duration_s > 5" --group-by object',
+    'mm search "a person" --image photo.jpg --limit 3 --json',
 )
 @click.command()
-@click.argument("text", required=False)
-@click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Search by a picture.")
-@click.option("--where", metavar="SQL", help="Condition on the columns of `moments` (see `mm sql 'DESCRIBE moments'`).")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Answers at most.")
+@click.argument("text", required=False, default="")
+@click.option("--image", type=_PICTURE, help="What looks like a picture.")
+@click.option("--face", type=_PICTURE, help="Who is on a picture: its largest face.")
+@click.option("--like", metavar="SEGMENT", default="", help="What looks like a segment, by its id.")
+@click.option(
+    "--said", metavar="WORDS", default="", help='Words that are spoken; "a phrase" and begin* are understood.'
+)
+@click.option("--shown", metavar="WORDS", default="", help="Words on screen or page, in the same way.")
+@click.option("--where", metavar="SQL", default="", help="Condition on `moments` (see `mm sql 'DESCRIBE moments'`).")
+@click.option("--limit", type=click.IntRange(1), default=10, show_default=True, help="Answers at most, up to 1,000.")
+@click.option("--group-by", type=click.Choice(["object"]), help="One answer for each object.")
+@click.option("--diversify", type=click.FloatRange(0, 1), default=0.0, help="0…1: prefer answers that differ.")
+@click.option("--collapse", is_flag=True, help="Leave out near-duplicates of better answers.")
+@click.option("--spaces", metavar="NAMES", default="", help="Signals to use: visual, face, words; default: all.")
+@click.option("--explain", is_flag=True, help="Show the place that each signal gave.")
 @json_option
 @config_option
-def search(
-    text: str | None, *, image: Path | None, where: str | None, limit: int, as_json: bool, config: Path | None
-) -> None:
-    """Find moments that look like TEXT or a picture.
+def search(*, config: Path | None, as_json: bool, explain: bool, limit: int, spaces: str, **asked: Any) -> None:
+    """Find moments: what looks like TEXT, or says or shows its words; what looks like a picture; who is on it.
 
-    Needs the lake and the visual model, nothing else. Similarity is a cosine: compare it within one answer only.
+    Everything that is given counts: moments that several signals name come first (reciprocal rank fusion, k = 60), so
+    scores compare within one answer only. Needs the lake and the models, nothing else.
     """
-    if (text is None) == (image is None):
-        msg = "give either TEXT or --image FILE"
-        raise click.UsageError(msg)
     from mm_assets.resources.readers import open_retriever
+    from mm_assets.retrieval import Question
     from mm_assets.settings import load_settings
 
-    retriever = open_retriever(load_settings(config))
-    if image is not None:
-        moments = retriever.search_image(image, limit=limit, where=where)
-    else:
-        moments = retriever.search_text(text or "", limit=limit, where=where)
+    question = Question(**asked, k=limit, spaces=tuple(spaces.replace(",", " ").split()))
+    answer = open_retriever(load_settings(config)).ask(question)
+    for note in answer.notes:
+        click.echo(note, err=True)
     if as_json:
-        for moment in moments:
-            print_json(moment.to_dict())
+        for row in answer.frame.drop("thumbnail_jpeg").to_dicts():
+            print_json(row)
     else:
-        print_moments(moments)
+        print_moments(answer.frame, is_explained=explain)
 
 
-def print_moments(moments: "list[Moment]") -> None:
+def print_moments(moments: "pl.DataFrame", *, is_explained: bool = False) -> None:
     """Print answers, best first."""
-    if not moments:
+    if moments.is_empty():
         click.echo("Nothing was found.", err=True)
         return
     rows = [
         (
-            f"{m.bucket}/{m.key}",
-            place(m.start_s, m.end_s, m.page_number),
-            f"{m.similarity:.2f}",
-            m.why,
-            ", ".join(m.tags),
+            f"{row['bucket']}/{row['key']}",
+            place(row["start_s"], row["end_s"], row["page_number"]),
+            _explain(row["signals"]) if is_explained else row["why"],
+            row["snippet"] or "",
         )
-        for m in moments
+        for row in moments.iter_rows(named=True)
     ]
-    print_table(("object", "where", "similarity", "why", "tags"), rows)
+    print_table(("object", "where", "why", "words"), rows)
+
+
+def _explain(signals: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{signal['signal']}: #{signal['rank']} ({signal['score']:.3f})" for signal in signals)

@@ -81,11 +81,10 @@ def _step(workspace: "Workspace", row: dict[str, Any]) -> dict[str, Any]:
 
 def _published(workspace: "Workspace", object_id: str) -> dict[str, Any]:
     """Return what the tables hold; empty while nothing is published."""
-    from mm_assets.resources.readers import cache_folder
     from mm_assets.retrieval import open_tables
 
     try:
-        connection = open_tables(workspace.lake, cache_folder(workspace.settings))
+        connection = open_tables(workspace.lake, workspace.settings.cache)
     except ConfigError:
         return {"segments": [], "found": {}}
     with connection:

@@ -39,12 +39,12 @@ def sql(query: str, form: str | None, config: Path | None) -> None:
 
     Each table of docs/tables.md is a view; so are `moments` (segments with their objects) and `dead_letters`.
     """
-    from mm_assets.resources.readers import cache_folder, open_lake
+    from mm_assets.resources.readers import open_lake
     from mm_assets.retrieval import open_tables
     from mm_assets.settings import load_settings
 
     settings = load_settings(config)
-    with open_tables(open_lake(settings), cache_folder(settings)) as connection:
+    with open_tables(open_lake(settings), settings.cache) as connection:
         columns, rows = _run(connection, query)
         if form == "json":
             _check_names(columns)

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from mm_assets.errors import ConfigError
 from mm_assets.extractors.accelerator import map_batches, onnx_providers
 from mm_assets.extractors.base import Extractor, item_ids
-from mm_assets.extractors.inputs import column_of, read_image, to_bgr
+from mm_assets.extractors.inputs import RgbImage, column_of, read_image, to_bgr
 from mm_assets.extractors.weights import refuse_other_files
+
+Vectors = npt.NDArray[np.float32]
 
 _MODULES = ["detection", "recognition"]
 _BOX = ("box_x0_px", "box_y0_px", "box_x1_px", "box_y1_px")
@@ -71,12 +74,23 @@ class InsightfaceExtractor(Extractor):
         values["vector"] = [face.normed_embedding.astype(np.float32) for face in every]
         return self._rows(segments, owners, values)
 
+    def find_faces(self, image: RgbImage) -> tuple[Vectors, Vectors]:
+        """Return (n, 4) boxes x0, y0, x1, y1 in pixels and (n, dim) unit vectors of the faces in an image, surest first."""
+        self.load()
+        faces = self._faces_of(to_bgr([image])[0])
+        boxes = np.array([face.bbox for face in faces], np.float32).reshape(-1, 4)
+        vectors = np.array([face.normed_embedding for face in faces], np.float32).reshape(-1, self.card.dim or 1)
+        return boxes, vectors
+
     def _find(self, jpegs: list[bytes | None]) -> list[list[Any]]:
-        images = to_bgr([read_image(jpeg) for jpeg in jpegs])
+        return [self._faces_of(image) for image in to_bgr([read_image(jpeg) for jpeg in jpegs])]
+
+    def _faces_of(self, image: Any) -> list[Any]:
         with warnings.catch_warnings():
             # scikit-image will drop a function that insightface calls; the pin in pyproject.toml keeps it until then.
             warnings.filterwarnings("ignore", "`estimate` is deprecated", FutureWarning)
-            return [self._app.get(image) for image in images]
+            found: list[Any] = self._app.get(image)
+            return found
 
 
 def _check_models(app: Any, name: str, provider: str) -> None:

@@ -6,7 +6,6 @@ Put here: name → object in memory. Keep out: building them (refreshing does) a
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from mm_assets.anomalies import Baseline
 from mm_assets.clustering import ClusterModel
 from mm_assets.flows.workspace import Workspace
-from mm_assets.indexing import VectorIndex
+from mm_assets.spaces import SPACES, WORDS
 from mm_assets.tagging import FrozenTaxonomy
 
 TAXONOMY = "taxonomies/visual"
@@ -22,33 +21,14 @@ CLUSTERS = "clusters/visual"
 BASELINE = "baselines/visual"
 
 
-@dataclass(frozen=True, slots=True)
-class Space:
-    """A vector space: the table that holds its points, and the column that names them."""
-
-    name: str
-    table: str
-    item_column: str
-
-    @property
-    def generation_name(self) -> str:
-        """Name of its index among the generations."""
-        return f"indexes/{self.name}"
+# Those that hold vectors or texts of objects; a taxonomy holds those of its own prompts.
+OF_OBJECTS = (*(space.generation_name for space in (*SPACES.values(), WORDS)), CLUSTERS, BASELINE)
 
 
-SPACES: Mapping[str, Space] = {
-    "visual": Space("visual", "visual_embeddings", "segment_id"),
-    "face": Space("face", "faces", "face_id"),
-}
-
-
-# Those that hold vectors of objects; a taxonomy holds those of its own prompts.
-OF_OBJECTS = (*(space.generation_name for space in SPACES.values()), CLUSTERS, BASELINE)
-
-
-def table_of(name: str) -> str:
-    """Return the table whose vectors a generation is made of, or made for."""
-    return next((space.table for space in SPACES.values() if space.generation_name == name), SPACES["visual"].table)
+def tables_of(name: str) -> tuple[str, ...]:
+    """Return the tables that a generation is made of, or made for."""
+    of_spaces = {space.generation_name: space.tables for space in (*SPACES.values(), WORDS)}
+    return of_spaces.get(name, SPACES["visual"].tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +59,3 @@ def _load_table(workspace: Workspace, name: str, recipe: str) -> pa.Table | None
         return None
     data = workspace.lake.read_generation(name, manifest["generation"], "model.parquet")
     return pq.read_table(io.BytesIO(data))
-
-
-def load_index(workspace: Workspace, space: Space) -> tuple[VectorIndex, dict[str, Any]] | None:
-    """Load the current index of a space and its manifest; None where none is built."""
-    manifest = workspace.ledger.catalog.generation(space.generation_name)
-    if manifest is None:
-        return None
-    data = workspace.lake.read_generation(space.generation_name, manifest["generation"], "index.faiss")
-    return VectorIndex.from_bytes(data, manifest["parameters"]), manifest

@@ -18,19 +18,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mm_assets.flows.generations import SPACES, Frozen, load_frozen, load_index, table_of
+from mm_assets.flows.generations import Frozen, load_frozen, tables_of
+from mm_assets.flows.indexes import indexed_ids
 from mm_assets.flows.judging import JUDGEMENTS, judge_vectors
 from mm_assets.flows.locking import BusyError, held
 from mm_assets.flows.receipts import intend_rows
 from mm_assets.flows.recipes import upstream
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
-from mm_assets.indexing import VectorIndex
 from mm_assets.lake import read_provenance
 from mm_assets.ledger import ShardFile
 from mm_assets.ledger.catalog import OVERTAKEN, PUBLISH_LOCK
 from mm_assets.schemas import TABLES, Table
-from mm_assets.vectors import as_vector_ids
+from mm_assets.spaces import SPACES, WORDS
+from mm_assets.vectors import Ids, as_vector_ids
 
 STATES = "step_states"
 _INDEXED = "indexed_vectors"
@@ -55,7 +56,7 @@ class Published:
 
 
 Key = tuple[str, int]  # table, shard
-Indexes = Mapping[str, tuple[VectorIndex, dict[str, Any]] | None]
+Indexes = Mapping[str, tuple[Ids, dict[str, Any]] | None]
 
 
 def promote_recipes(workspace: Workspace) -> dict[str, str]:
@@ -320,7 +321,7 @@ def _withdraw(workspace: Workspace) -> int:
     workspace.ledger.catalog.forget_shard_files(gone)
     shown = shown_tables(workspace)
     for name in workspace.ledger.catalog.generations():
-        if table_of(name) not in shown:
+        if not shown.intersection(tables_of(name)):
             workspace.lake.store.erase(f"{name}/current.json")
             workspace.ledger.removals.forget_generation(name)
     return len(gone)
@@ -345,7 +346,7 @@ def publish_judgements(workspace: Workspace, on_file: Callable[[str], None] = la
     outcome = Published()
     with held(workspace, PUBLISH_LOCK) as token:
         frozen = load_frozen(workspace, shown_recipes(workspace).get(SPACES["visual"].table, ""))
-        indexes = {space.name: load_index(workspace, space) for space in SPACES.values()}
+        indexes = {space.name: indexed_ids(workspace, space) for space in SPACES.values()}
         for (name, shard), fingerprint in stale_judgement_shards(workspace).items():
             on_file(f"{name} shard {shard}")
             is_index = name == _INDEXED
@@ -365,7 +366,8 @@ def _new_in(old: pa.Table | None, rows: pa.Table) -> list[str]:
 def stale_judgement_shards(workspace: Workspace) -> dict[Key, str]:
     """Return (table, shard) → fingerprint of the files of the judgements that must be written."""
     files = workspace.ledger.catalog.shard_files()
-    marks = {name: manifest["generation"] for name, manifest in workspace.ledger.catalog.generations().items()}
+    generations = workspace.ledger.catalog.generations()
+    marks = {name: manifest["generation"] for name, manifest in generations.items() if name != WORDS.generation_name}
     limit = str(workspace.settings.refresh.anomaly_percentile)
     all_marks = short_hash(limit, *(f"{name}={mark}" for name, mark in sorted(marks.items())))
     wanted: dict[Key, str] = {}
@@ -395,7 +397,7 @@ def _index_rows(workspace: Workspace, shard: int, indexes: Indexes) -> pa.Table:
         loaded = indexes[space.name]
         if rows is None or not rows.num_rows or loaded is None:
             continue
-        index, manifest = loaded
+        indexed, manifest = loaded
         ids = as_vector_ids(rows[space.item_column].to_pylist())
         found = {
             **{name: rows[name] for name in ("object_id", "bucket", "key", "etag", "segment_id")},
@@ -405,5 +407,5 @@ def _index_rows(workspace: Workspace, shard: int, indexes: Indexes) -> pa.Table:
             "generation": pa.repeat(pa.scalar(manifest["generation"]), rows.num_rows),
         }
         table = pa.table(found).select(schema.names).cast(schema)
-        parts.append(table.filter(pc.is_in(table["vector_id"], pa.array(index.vector_ids))))
+        parts.append(table.filter(pc.is_in(table["vector_id"], pa.array(indexed))))
     return pa.concat_tables(parts)

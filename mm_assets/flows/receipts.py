@@ -104,8 +104,8 @@ def settle(workspace: Workspace, name: str) -> pa.Table | None:
         [object_id for object_id in rows["object_id"].unique().to_pylist() if object_id]
     )
     rows = rows.filter(pc.invert(pc.is_in(rows["object_id"], pa.array(sorted(live), pa.string()))))
-    for folder in current_folders(workspace, OF_OBJECTS):
-        rows = rows.filter(pc.invert(pc.starts_with(rows["key"], folder)))
+    current = pa.array(sorted(current_files(workspace, OF_OBJECTS)), pa.string())
+    rows = rows.filter(pc.invert(pc.is_in(rows["key"], current)))
     if _still_shown(workspace, rows):
         return None
     targets = sorted(set(zip(rows["key"].to_pylist(), rows["what"].to_pylist(), strict=True)))
@@ -119,13 +119,13 @@ def settle(workspace: Workspace, name: str) -> pa.Table | None:
     return done
 
 
-def current_folders(workspace: Workspace, names: Sequence[str]) -> set[str]:
-    """Return the key prefixes of the generations that ledger or lake point to."""
-    found = set()
+def current_files(workspace: Workspace, names: Sequence[str]) -> set[str]:
+    """Return the keys of the files of the generations that ledger or lake point to."""
+    found: set[str] = set()
     for name in names:
         for manifest in (workspace.ledger.catalog.generation(name), workspace.lake.current_generation(name)):
             if manifest is not None:
-                found.add(f"{name}/{manifest['generation']}/")
+                found.update(workspace.lake.generation_keys(manifest))
     return found
 
 

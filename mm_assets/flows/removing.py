@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from mm_assets.buckets.base import StoredObject
 from mm_assets.errors import ConfigError
 from mm_assets.flows import receipts
-from mm_assets.flows.generations import OF_OBJECTS, SPACES
+from mm_assets.flows.generations import OF_OBJECTS, tables_of
 from mm_assets.flows.locking import held
 from mm_assets.flows.receipts import Removal
 from mm_assets.flows.refreshing import lagging
@@ -29,6 +29,7 @@ from mm_assets.flows.workspace import Workspace, reserved_prefixes
 from mm_assets.ledger import KnownObject
 from mm_assets.ledger.catalog import PUBLISH_LOCK
 from mm_assets.ledger.removals import WorkRow
+from mm_assets.spaces import SPACES
 
 _THREADS = 8
 _VERSIONS_AT_ONCE = 500  # on one receipt: bounds memory, and what a kill repeats
@@ -151,8 +152,8 @@ def _is_judged(shown: _Shown, known: KnownObject) -> bool:
 
 
 def _remove_generations(workspace: Workspace, swept: Swept) -> None:
-    """Remove all generations but the current ones where a version with vectors left; else they stay for going back."""
-    if not workspace.ledger.removals.hold_vectors([space.table for space in SPACES.values()]):
+    """Remove all generations but the current ones where a version that they may hold left; else they stay for going back."""
+    if not workspace.ledger.removals.hold_rows([table for name in OF_OBJECTS for table in tables_of(name)]):
         return
     removals = [Removal(None, "generation", file.key) for file in old_generation_files(workspace, OF_OBJECTS)]
     _settle(workspace, receipts.intend(workspace, removals), swept)
@@ -161,9 +162,9 @@ def _remove_generations(workspace: Workspace, swept: Swept) -> None:
 def old_generation_files(workspace: Workspace, names: Sequence[str]) -> Iterator[StoredObject]:
     """Yield the files of generations that neither ledger nor lake points to."""
     for name in names:
-        current = tuple(receipts.current_folders(workspace, [name]))
+        current = receipts.current_files(workspace, [name])
         for stored in workspace.lake.walk(f"{name}/"):
-            if "/" in stored.key.removeprefix(f"{name}/") and not stored.key.startswith(current):
+            if "/" in stored.key.removeprefix(f"{name}/") and stored.key not in current:
                 yield stored
 
 

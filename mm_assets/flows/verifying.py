@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 
 from mm_assets.buckets.base import ObjectChangedError, ObjectNotFoundError, StoredObject
 from mm_assets.errors import SchemaError
-from mm_assets.flows.generations import SPACES, load_index
+from mm_assets.flows.indexes import indexed_ids
 from mm_assets.flows.judging import JUDGEMENTS
 from mm_assets.flows.publishing import STATES, shown_recipes, stale_judgement_shards, stale_step_shards
 from mm_assets.flows.rebuilding import selected
 from mm_assets.flows.refreshing import lagging
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import DISCOVERY, RangeFile, parse_result_key, read_provenance
+from mm_assets.spaces import SPACES, WORDS
 from mm_assets.vectors import as_vector_ids
 
 _THREADS = 8
@@ -282,23 +283,23 @@ def _compare_build(
 ) -> str | None:
     space = next((space for space in SPACES.values() if space.generation_name == name), None)
     try:
-        for file, digest in manifest.get("sha256", {}).items():
-            data = workspace.lake.read_generation(name, manifest["generation"], file)
-            if hashlib.sha256(data).hexdigest() != digest:
-                return f"{file} is not what was written"
-        if space is None:
+        wanted = {workspace.lake.part_key(name, part["name"]): part["name"] for part in manifest.get("parts", ())}
+        wanted |= {f"{name}/{manifest['generation']}/{file}": digest for file, digest in manifest["sha256"].items()}
+        for key, digest in wanted.items():
+            if not hashlib.sha256(workspace.lake.store.read(key)).hexdigest().startswith(digest):
+                return f"{key.removeprefix(f'{name}/')} is not what was written"
+        if space is None and name != WORDS.generation_name:
             workspace.lake.read_columns(f"{name}/{manifest['generation']}/model.parquet").validate(full=True)
-            return None
-        loaded = load_index(workspace, space)
+        loaded = indexed_ids(workspace, space) if space is not None else None
     except ObjectNotFoundError:
         return "a file is missing"
     except (pa.ArrowException, OSError, SchemaError) as error:
         return str(error).partition("\n")[0]
-    if space.table in damaged:
+    if space is None or space.table in damaged:
         return None
     rows = workspace.lake.read_table(space.table, [space.item_column])
     live = set(as_vector_ids(rows[space.item_column].to_pylist()).tolist()) if rows is not None else set()
-    indexed = set(loaded[0].vector_ids.tolist()) if loaded else set()
+    indexed = set(loaded[0].tolist()) if loaded else set()
     return index_difference(live, indexed)
 
 

@@ -121,7 +121,7 @@ class RemovalBook:
         with self._reader.connect() as connection:
             return {(row.step, row.recipe) for row in connection.execute(select(WORK.c.step, WORK.c.recipe).distinct())}
 
-    def hold_vectors(self, steps: Sequence[str]) -> bool:
+    def hold_rows(self, steps: Sequence[str]) -> bool:
         """Whether a version that is to be swept may have had rows of these steps, under any recipe.
 
         Work that is done again, or died doing so, no longer tells what the result before it was.

@@ -1,25 +1,20 @@
-"""Settings → the lake, and search over it, for those who only read: no ledger, no source, no Dagster run.
+"""Settings → the lake, and search over it, for those who only read: no ledger, no Dagster run.
 
 Put here: opening for notebooks and the command line. Keep out: questions and answers, which are ``retrieval``'s.
 """
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mm_assets.extractors.packs import load_pack
 from mm_assets.extractors.registry import build_extractor, choose_placement
 from mm_assets.flows.recipes import build_recipes
 from mm_assets.lake import Lake
 from mm_assets.resources.s3 import open_store
-from mm_assets.retrieval import Retriever
+from mm_assets.retrieval import Models, Retriever
 from mm_assets.settings import Settings
-
-_STEP = "visual_embeddings"
-
-
-def cache_folder(settings: Settings) -> Path:
-    """Return the folder for copies of a lake in a bucket."""
-    return settings.state / "cache"
+from mm_assets.spaces import SPACES
 
 
 def open_lake(settings: Settings) -> Lake:
@@ -28,14 +23,29 @@ def open_lake(settings: Settings) -> Lake:
 
 
 def open_retriever(settings: Settings) -> Retriever:
-    """Open search over the lake; the visual model is loaded at the first question.
+    """Open search over the lake; a model is loaded at the first question that needs it.
 
     Raises
     ------
     ConfigError
-        The model's weights are missing; names the command that fetches them.
+        A model's weights are missing; names the command that fetches them.
     """
-    pack = load_pack(settings.models, settings.models_folder)
-    encoder: Any = build_extractor(_STEP, pack, None, choose_placement(settings.models))  # encodes texts too
-    recipe = build_recipes(settings, {_STEP: encoder})[_STEP]
-    return Retriever(open_lake(settings), encoder, recipe=recipe, cache=cache_folder(settings))
+    pack, placement = load_pack(settings.models, settings.models_folder), choose_placement(settings.models)
+    models: dict[str, Any] = {
+        space.table: build_extractor(space.table, pack, None, placement) for space in SPACES.values()
+    }
+    recipes = build_recipes(settings, models)
+    used = Models(models[SPACES["visual"].table], models[SPACES["face"].table], recipes)
+    return Retriever(
+        open_lake(settings), used, cache=settings.cache, link=lambda alias, key: link_to(settings, alias, key)
+    )
+
+
+def link_to(settings: Settings, alias: str, key: str) -> str:
+    """Return the address of an object where it needs no signature: of a file in a folder, or s3://bucket/key."""
+    source = next((source for source in settings.sources if source.alias == alias), None)
+    if source is None:
+        return ""
+    if not source.is_bucket:
+        return Path(source.folder / key).as_uri()
+    return f"s3://{source.bucket}/{quote(source.prefix + key)}"

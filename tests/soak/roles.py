@@ -22,7 +22,6 @@ from mm_assets.buckets.base import Store
 from mm_assets.errors import MmAssetsError
 from mm_assets.flows import publishing, refreshing
 from mm_assets.flows.discovery import discover
-from mm_assets.flows.generations import SPACES
 from mm_assets.flows.hints import drain_inbox
 from mm_assets.flows.planning import free_lost_work, plan_batches
 from mm_assets.flows.processing import process_batch
@@ -30,6 +29,7 @@ from mm_assets.flows.removing import sweep
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger.inbox import Hint
 from mm_assets.media.sandbox import die_with
+from mm_assets.spaces import SPACES
 from soak.stage import ALIAS, GOOD, KILLER, POISON, STUBBORN, TEXT, Stage, kind_of
 
 _IDLE_S = {"worker": 0.1, "lister": 1.0, "refresher": 3.0}
@@ -95,6 +95,7 @@ def renew(workspace: Workspace) -> bool:
         return False
     publishing.publish_steps(workspace)
     refreshing.build_vector_index(workspace, SPACES["visual"])
+    refreshing.build_text_index(workspace)
     refreshing.build_cluster_model(workspace)
     refreshing.build_anomaly_baseline(workspace)
     refreshing.freeze_taxonomy(workspace)

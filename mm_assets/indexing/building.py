@@ -1,0 +1,195 @@
+"""Building an index, changing it, and measuring what it finds.
+
+Put here: vectors → index. Keep out: searching, and when an index is made.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mm_assets.errors import ConfigError
+from mm_assets.indexing.parts import Numbers, Rows
+from mm_assets.indexing.searching import MEASURED_AT, VectorIndex
+from mm_assets.vectors import SEED, Floats, Ids, rows_of
+
+_RECALL_QUERIES = 200
+_QUERY_NOISE = 1.0  # cosine .71 to the vector a query is made from; smaller noise calls too few lists enough
+_TIE = 1e-5  # as good as the true tenth: equal vectors under other ids, and rounding
+_FIRST_PROBES = 8
+_FIRST_CANDIDATES = 10 * MEASURED_AT
+_MOST_CANDIDATES = 100 * MEASURED_AT
+_TRAINING_ROWS_PER_LIST = 39  # FAISS warns below this
+_TRAINING_ROUNDS = 8
+_REBUILD_SHARE = 0.25  # added and removed since the lists were made; older lists fit their vectors less and less
+
+
+def build_index(rows: Rows, *, exact_rows: int, min_recall: float) -> VectorIndex:
+    """Build an index and measure its recall; the same vectors give the same index, whatever their parts.
+
+    Up to ``exact_rows`` every vector is compared. Above, an inverted file of 4·√n lists (the FAISS guidelines' advice
+    for up to a million rows) holds one bit per dimension, and the best candidates are compared by their vectors; lists
+    visited and candidates compared are raised until ``min_recall`` is reached.
+
+    Parameters
+    ----------
+    min_recall : lowest recall@10 that is accepted, 0…1
+
+    Raises
+    ------
+    ConfigError
+        ``min_recall`` is not reached even when all lists are visited. Only other settings help, so nothing is returned
+        that could be promoted.
+    """
+    if len(rows) <= exact_rows or len(rows) == 0:
+        return _build_exact(rows)
+    return _tune(_build_inverted(rows), min_recall)
+
+
+def update_index(current: VectorIndex, rows: Rows, *, exact_rows: int, min_recall: float) -> VectorIndex:
+    """Return an index of these rows, made from ``current``, which must have been opened to be changed.
+
+    Rows that left or changed are taken out and new ones are put into the lists there are. It is built anew where the
+    lists have grown old (a quarter of their rows came or went), where it would be exact, and where recall is not
+    reached; raises as ``build_index`` does.
+    """
+    gone, come = _changes(current.rows, rows)
+    n_changed = current.parameters["n_changed"] + len(gone) + len(come)
+    is_old = n_changed > _REBUILD_SHARE * current.parameters["n_trained"]
+    if current.kind == "exact" or len(rows) <= exact_rows or is_old:
+        return build_index(rows, exact_rows=exact_rows, min_recall=min_recall)
+    try:
+        return _change(current, rows, gone, come, n_changed, min_recall)
+    except ConfigError:
+        return build_index(rows, exact_rows=exact_rows, min_recall=min_recall)
+
+
+def _changes(old: Rows, new: Rows) -> tuple[Ids, Ids]:
+    """Return the ids to take out and the ids to put in; an item with another vector is in both."""
+    gone, come = np.setdiff1d(old.ids, new.ids, assume_unique=True), np.setdiff1d(new.ids, old.ids, assume_unique=True)
+    both = np.intersect1d(old.ids, new.ids, assume_unique=True)
+    names = [np.array([part.name for part in rows.parts], object) for rows in (old, new)]
+    at = [rows_of(both, rows.ids) for rows in (old, new)]
+    doubtful = both[names[0][old.part_numbers[at[0]]] != names[1][new.part_numbers[at[1]]]]
+    changed = doubtful[(old.gather(doubtful) != new.gather(doubtful)).any(axis=1)]
+    return np.concatenate([gone, changed]), np.concatenate([come, changed])
+
+
+def _change(current: VectorIndex, rows: Rows, gone: Ids, come: Ids, n_changed: int, min_recall: float) -> VectorIndex:
+    import faiss
+
+    index = current.faiss_index
+    index.remove_ids(faiss.IDSelectorBatch(gone))
+    lists = np.zeros(len(rows), np.int32)
+    before = rows_of(rows.ids, current.rows.ids)
+    lists[before >= 0] = current.lists[before[before >= 0]]
+    lists[rows_of(come, rows.ids)] = _add(index, come, rows.gather(come))
+    changed = VectorIndex(index, rows, lists, current.parameters | {"n_changed": n_changed})
+    return _tune(changed, min_recall)
+
+
+def _parameters(kind: str, rows: Rows, n_lists: int = 1) -> dict[str, Any]:
+    import faiss
+
+    return {
+        "kind": kind,
+        "dim": rows.dim,
+        "recall_at_10": 1.0,
+        "n_lists": n_lists,
+        "n_probes": min(_FIRST_PROBES, n_lists),
+        "n_candidates": _FIRST_CANDIDATES,
+        "n_trained": len(rows),
+        "n_changed": 0,
+        "seed": SEED,
+        "faiss_version": faiss.__version__,
+    }
+
+
+def _build_exact(rows: Rows) -> VectorIndex:
+    import faiss
+
+    index = faiss.IndexIDMap2(faiss.IndexFlatIP(rows.dim))
+    for ids, matrix in rows.blocks():
+        index.add_with_ids(matrix, ids)
+    built = VectorIndex(index, rows, np.zeros(len(rows), np.int32), _parameters("exact", rows))
+    return _RecallTest(rows).measured(built)
+
+
+def _build_inverted(rows: Rows) -> VectorIndex:
+    import faiss
+
+    n = len(rows)
+    n_lists = max(1, min(int(4 * np.sqrt(n)), n // _TRAINING_ROWS_PER_LIST))
+    index: Any = faiss.index_factory(rows.dim, f"IVF{n_lists},RaBitQ", faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed, index.cp.niter = SEED, _TRAINING_ROUNDS
+    # Ids are hashes, so the lowest are a random sample that does not depend on the order of the rows.
+    index.train(rows.gather(rows.ids[: n_lists * _TRAINING_ROWS_PER_LIST]))
+    # In the order of the ids, so that the bytes do not depend on the order of the rows.
+    lists = [_add(index, ids, matrix) for ids, matrix in rows.blocks()]
+    return VectorIndex(index, rows, np.concatenate(lists), _parameters("ivf", rows, n_lists))
+
+
+def _add(index: Any, ids: Ids, matrix: Floats) -> Numbers:
+    """Put vectors into their nearest lists; returns the list of each."""
+    import faiss
+
+    lists: Ids = index.quantizer.search(matrix, 1)[1][:, 0]
+    index.add_core(len(ids), faiss.swig_ptr(matrix), faiss.swig_ptr(np.ascontiguousarray(ids)), faiss.swig_ptr(lists))
+    return lists.astype(np.int32)
+
+
+def _tune(index: VectorIndex, min_recall: float) -> VectorIndex:
+    """Measure recall; double the lists that a query visits or the candidates it compares, whichever helps, until it is enough."""
+    test = _RecallTest(index.rows)
+    best = test.measured(index)
+    while best.recall < min_recall:
+        wider = [test.measured(other) for other in _wider(best)]
+        if not wider:
+            msg = (
+                f"recall@{MEASURED_AT} of the index over {index.n_rows} vectors is {best.recall:.4f} with all lists visited, "
+                f"below refresh.min_recall = {min_recall}; raise refresh.exact_index_rows to {index.n_rows} or more "
+                "(exact, slower), or lower refresh.min_recall"
+            )
+            raise ConfigError(msg)
+        best = max(wider, key=lambda other: other.recall)
+    return best
+
+
+def _wider(index: VectorIndex) -> Iterator[VectorIndex]:
+    for name, most in (("n_probes", index.parameters["n_lists"]), ("n_candidates", _MOST_CANDIDATES)):
+        now = index.parameters[name]
+        if now < most:
+            yield index.with_parameters({name: min(2 * now, most)})
+
+
+class _RecallTest:
+    """Queries near the vectors of a collection and not among them, with the true answers."""
+
+    def __init__(self, rows: Rows) -> None:
+        random = np.random.default_rng(SEED)
+        n = min(len(rows), _RECALL_QUERIES)
+        near = rows.gather(np.sort(random.choice(rows.ids, n, replace=False)))
+        queries = near + random.normal(scale=_QUERY_NOISE / np.sqrt(rows.dim), size=near.shape)
+        self._queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+        self._k = min(MEASURED_AT, len(rows))
+        self._worst_true = _worst_of_best(self._queries, rows, self._k)
+
+    def measured(self, index: VectorIndex) -> VectorIndex:
+        """Return the index with its recall@10: an answer as similar as the true tenth counts, so equal vectors do."""
+        recall = 1.0
+        if self._k:
+            similarity, _ = index.search(self._queries, self._k)
+            recall = float((similarity >= self._worst_true - _TIE).mean())
+        return index.with_parameters({"recall_at_10": recall})
+
+
+def _worst_of_best(queries: Floats, rows: Rows, k: int) -> Floats:
+    """Return (n, 1) the similarity of each query's k-th nearest vector, by comparing all, part after part."""
+    import faiss
+
+    best = np.full((len(queries), k), -np.inf, np.float32)
+    for part in rows.parts:
+        if k and len(part.ids):
+            found, _ = faiss.knn(queries, part.matrix, min(k, len(part.ids)), metric=faiss.METRIC_INNER_PRODUCT)
+            best = -np.sort(-np.concatenate([best, found], axis=1), axis=1)[:, :k]
+    return best[:, -1:]

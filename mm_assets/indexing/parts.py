@@ -1,0 +1,218 @@
+"""The rows behind an index, in immutable memory-mapped parts, found by id.
+
+Put here: the files of rows and looking rows up. Keep out: searching, and which parts there are.
+
+A part is a shard of a published table as an Arrow IPC file, uncompressed so that it is mapped and not read, with the
+64-bit id of each row in front. An answer is so put together in microseconds, without opening a table; and an index that
+is built anew or grows by a few rows shares its parts with the one before.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mm_assets.errors import SchemaError
+from mm_assets.vectors import Floats, Ids, as_unit_vectors, as_vector_ids, from_arrow, rows_of
+
+Numbers = npt.NDArray[np.int32]
+
+ID = "vector_id"
+VECTOR = "vector"
+_PART = "part of an index"  # the names in messages
+_INDEX = "index"
+_ROWS_PER_BLOCK = 65_536
+_PLACES = {ID: pa.int64(), "part": pa.int32(), "row": pa.int32()}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of rows, opened when they are first asked for.
+
+    Attributes
+    ----------
+    name : what determined its rows; two parts of one name are equal
+    """
+
+    name: str
+    file: Path
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        """All columns; the first is ``vector_id``."""
+        return read_part(self.file)
+
+    @cached_property
+    def ids(self) -> Ids:
+        """(n,) ids, in the order of the rows."""
+        ids: Ids = single(self.rows[ID]).to_numpy()
+        return ids
+
+    @cached_property
+    def matrix(self) -> Floats:
+        """(n, dim) unit vectors, read-only."""
+        vectors = single(self.rows[VECTOR])
+        values: Floats = vectors.flatten().to_numpy(zero_copy_only=True)
+        return values.reshape(-1, vectors.type.list_size)
+
+    def value(self, column: str, row: int) -> Any:
+        """Return one value; None where there is no such column."""
+        if column not in self._columns:
+            is_there = column in self.rows.schema.names
+            self._columns[column] = single(self.rows[column]) if is_there else None
+        array = self._columns[column]
+        return array[row].as_py() if array is not None else None
+
+    @cached_property
+    def _columns(self) -> dict[str, pa.Array | None]:
+        return {}
+
+
+def write_part(file: Path, rows: pa.Table, item_column: str) -> None:
+    """Write rows as a part; the same rows give the same bytes.
+
+    Parameters
+    ----------
+    item_column : column whose ``identity.vector_id`` is the id of a row
+
+    Raises
+    ------
+    SchemaError
+        Ids that are not unique, or a column ``vector`` that does not hold unit vectors.
+    """
+    ids = as_vector_ids(rows[item_column].to_pylist())
+    if VECTOR in rows.schema.names:
+        as_unit_vectors(from_arrow(rows[VECTOR]))
+    write_rows(file, rows.add_column(0, pa.field(ID, pa.int64()), pa.array(ids)))
+
+
+def write_rows(file: Path, rows: pa.Table) -> None:
+    """Write a table as an Arrow IPC file of one batch, so that each column is one array when it is mapped."""
+    rows = rows.replace_schema_metadata().combine_chunks()
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+        writer.write_table(rows, max_chunksize=max(1, rows.num_rows))
+
+
+def read_part(file: Path) -> pa.Table:
+    """Map a part into memory; nothing is read before it is used, and no file stays open.
+
+    Raises
+    ------
+    SchemaError
+        It is not a part, or is damaged or gone.
+    """
+    rows = read_rows(file)
+    if rows.schema.names[:1] != [ID]:
+        raise SchemaError(_PART, f"{ID} first", ", ".join(rows.schema.names))
+    return rows
+
+
+def read_rows(source: Path | bytes) -> pa.Table:
+    """Map an Arrow IPC file, or read its bytes; SchemaError where it is none."""
+    try:
+        with pa.memory_map(str(source)) if isinstance(source, Path) else pa.BufferReader(source) as file:
+            return pa.ipc.open_file(file).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise SchemaError(_INDEX, "an Arrow file", str(error).partition("\n")[0]) from error
+
+
+def single(column: pa.ChunkedArray) -> pa.Array:
+    """Return the one chunk of a column, in place: joining chunks would copy them."""
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+class Rows:
+    """All rows behind an index, by id.
+
+    Attributes
+    ----------
+    ids : (n,) ids, ascending
+    part_numbers, part_rows : (n,) int32, where the row of each id lies
+    dim : length of the vectors, 0 where there are none
+    """
+
+    def __init__(self, parts: Sequence[Part], dim: int, ids: Ids, part_numbers: Numbers, part_rows: Numbers) -> None:
+        self.parts = tuple(parts)
+        self.dim = dim
+        self.ids, self.part_numbers, self.part_rows = ids, part_numbers, part_rows
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Part], dim: int = 0) -> "Rows":
+        """Look where each row lies, reading the ids of every part.
+
+        Raises
+        ------
+        SchemaError
+            An id is in two parts.
+        """
+        ids = np.concatenate([np.empty(0, np.int64), *(part.ids for part in parts)])
+        lengths = [len(part.ids) for part in parts]
+        order = np.argsort(ids, kind="stable")
+        if (np.diff(ids[order]) == 0).any():
+            raise SchemaError(_INDEX, "each item in one part", "an item in two")
+        numbers = np.repeat(np.arange(len(parts), dtype=np.int32), lengths)
+        rows = np.concatenate([np.empty(0, np.int32), *(np.arange(n, dtype=np.int32) for n in lengths)])
+        return cls(parts, dim, ids[order], numbers[order], rows[order])
+
+    @classmethod
+    def open(cls, places: pa.Table, parts: Sequence[Part], dim: int = 0) -> "Rows":
+        """Undo ``places``; reads nothing of the parts."""
+        if places.schema.names[: len(_PLACES)] != list(_PLACES):
+            raise SchemaError(_INDEX, ", ".join(_PLACES), ", ".join(places.schema.names))
+        return cls(parts, dim, *(single(places[name]).to_numpy() for name in _PLACES))
+
+    def places(self) -> pa.Table:
+        """Return where each row lies: vector_id (ascending), part, row."""
+        return pa.table([self.ids, self.part_numbers, self.part_rows], schema=pa.schema(_PLACES))
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.ids)
+
+    def known(self, ids: Ids) -> Ids:
+        """Return those of the ids that are here, ascending, once each."""
+        wanted = np.unique(np.asarray(ids, np.int64))
+        return wanted[rows_of(wanted, self.ids) >= 0]
+
+    def values(self, ids: Ids, columns: Sequence[str]) -> dict[str, list[Any]]:
+        """Return columns of the rows of ids, all of which must be here, in their order; a column may be absent: None."""
+        numbers, rows = self._locate(ids)
+        places = list(zip(numbers.tolist(), rows.tolist(), strict=True))
+        return {name: [self.parts[part].value(name, row) for part, row in places] for name in columns}
+
+    def ids_where(self, column: str, values: pa.Array) -> Ids:
+        """Return the ids of the rows whose column has one of these values, ascending."""
+        found = [np.empty(0, np.int64)]
+        for part in self.parts:
+            is_in = pc.is_in(single(part.rows[column]), values).to_numpy(zero_copy_only=False)
+            found.append(part.ids[is_in])
+        return np.sort(np.concatenate(found))
+
+    def gather(self, ids: Ids) -> Floats:
+        """Return (len(ids), dim) vectors in the order of these ids, all of which must be here."""
+        numbers, rows = self._locate(ids)
+        found = np.empty((len(ids), self.dim), np.float32)
+        if len(ids) < 4 * len(self.parts):
+            for place, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
+                found[place] = self.parts[number].matrix[row]
+            return found
+        for number in np.unique(numbers):
+            is_here = numbers == number
+            found[is_here] = self.parts[number].matrix[rows[is_here]]
+        return found
+
+    def blocks(self) -> Iterator[tuple[Ids, Floats]]:
+        """Yield all vectors in the order of their ids, a bounded number at a time."""
+        for start in range(0, len(self.ids), _ROWS_PER_BLOCK):
+            ids = self.ids[start : start + _ROWS_PER_BLOCK]
+            yield ids, self.gather(ids)
+
+    def _locate(self, ids: Ids) -> tuple[Numbers, Numbers]:
+        places = np.searchsorted(self.ids, ids)
+        return self.part_numbers[places], self.part_rows[places]

@@ -1,0 +1,136 @@
+"""Ranks of several signals → one order of moments.
+
+Put here: reciprocal rank fusion (Cormack, Clarke, Büttcher 2009; k = 60), what belongs to one moment, grouping,
+diversity, near-duplicates. Keep out: where ranks come from.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mm_assets.retrieval.questions import Question
+from mm_assets.retrieval.signals import Ranked
+from mm_assets.vectors import Floats
+
+RANK_CONSTANT = 60
+NEAR_DUPLICATE = 0.97  # cosine of keyframes; of the same picture in another size or quality
+_PLACE = ("object_id", "segment_id", "start_s", "end_s", "page_number")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One signal's word for a moment: its place (from 1) among what the signal named, and its score."""
+
+    ranked: Ranked
+    place: int
+
+    @property
+    def item_id(self) -> int:
+        """Id of the item among the signal's rows."""
+        return int(self.ranked.ids[self.place - 1])
+
+    @property
+    def score(self) -> float:
+        """Cosine or BM25."""
+        return float(self.ranked.scores[self.place - 1])
+
+
+@dataclass
+class Fused:
+    """A moment and who names it.
+
+    Attributes
+    ----------
+    start_s, end_s : the narrowest of what the signals name; None for images and pages
+    score : sum of weight / (60 + rank) over the signals
+    """
+
+    object_id: str
+    segment_id: str
+    start_s: float | None
+    end_s: float | None
+    page_number: int | None
+    score: float = 0.0
+    evidence: list[Evidence] = field(default_factory=list)
+
+    def is_at(self, item: Mapping[str, Any]) -> bool:
+        """Whether an item of the same object is of this moment: some time is common to both, or the picture or page."""
+        if self.start_s is None or self.end_s is None or item["start_s"] is None or item["end_s"] is None:
+            return bool(self.segment_id == item["segment_id"])
+        return bool(min(self.end_s, item["end_s"]) > max(self.start_s, item["start_s"]))
+
+
+def fuse(signals: Sequence[Ranked], question: Question) -> list[Fused]:
+    """Return the moments that any signal names, best first.
+
+    Items of one picture or page, or of one object at a common time (a scene, and what is said in it), are one moment, of
+    each signal its best item counts. What is said twice in a scene is two moments.
+    """
+    moments: dict[str, list[Fused]] = defaultdict(list)
+    for ranked in signals:
+        named: list[Fused] = []
+        for place, item in enumerate(_places(ranked), 1):
+            of_object = moments[item["object_id"]]
+            moment = next((moment for moment in of_object if moment.is_at(item)), None)
+            if moment is None:
+                moment = Fused(**item)
+                of_object.append(moment)
+            if not any(moment is other for other in named):
+                named.append(moment)
+                _support(moment, Evidence(ranked, place), item, question.weight(ranked.signal))
+    found = (moment for of_object in moments.values() for moment in of_object)
+    return sorted(found, key=lambda moment: (-moment.score, moment.segment_id, moment.start_s or 0.0))
+
+
+def _places(ranked: Ranked) -> Iterator[dict[str, Any]]:
+    columns = ranked.rows.values(ranked.ids, _PLACE)
+    return (dict(zip(_PLACE, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+
+def _support(moment: Fused, evidence: Evidence, item: dict[str, Any], weight: float) -> None:
+    moment.score += weight / (RANK_CONSTANT + evidence.place)
+    moment.evidence.append(evidence)
+    if moment.start_s is not None and item["start_s"] is not None:
+        moment.start_s, moment.end_s = (
+            max(moment.start_s, item["start_s"]),
+            min(moment.end_s or math.inf, item["end_s"]),
+        )
+
+
+def choose(moments: Sequence[Fused], question: Question, vectors: Callable[[Sequence[str]], Floats]) -> list[Fused]:
+    """Return the moments that are answered: grouped, without near-duplicates, diversified, at most k.
+
+    Parameters
+    ----------
+    vectors : segment ids → (n, dim) vectors of their keyframes, zeros where there is none
+    """
+    chosen = list(moments)
+    if question.group_by == "object":
+        chosen = list({moment.object_id: moment for moment in reversed(chosen)}.values())[::-1]
+        chosen.sort(key=lambda moment: (-moment.score, moment.segment_id))
+    if not question.collapse and not question.diversify:
+        return chosen[: question.k]
+    matrix = vectors([moment.segment_id for moment in chosen])
+    return [chosen[row] for row in _spread(chosen, matrix, question)]
+
+
+def _spread(moments: Sequence[Fused], matrix: Floats, question: Question) -> list[int]:
+    """Take the best again and again, less what it has in common with those taken (Carbonell and Goldstein 1998)."""
+    scores = np.array([moment.score for moment in moments])
+    scores = scores / scores.max() if len(scores) else scores
+    nearest = np.full(len(moments), -1.0)
+    taken: list[int] = []
+    is_left = np.ones(len(moments), bool)
+    while len(taken) < question.k and is_left.any():
+        value = (1 - question.diversify) * scores - question.diversify * nearest.clip(min=0)
+        row = int(np.where(is_left, value, -np.inf).argmax())
+        taken.append(row)
+        nearest = np.maximum(nearest, matrix @ matrix[row])
+        is_left[row] = False
+        if question.collapse:
+            is_left &= nearest < NEAR_DUPLICATE
+    return taken

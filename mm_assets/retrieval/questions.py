@@ -1,0 +1,111 @@
+"""What can be asked, and what is refused before anything is opened.
+
+Put here: the question and its limits. Keep out: answering it.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mm_assets.errors import ConfigError
+
+MAX_ANSWERS = 1_000
+MAX_CHARS = 2_000
+SIGNALS = ("visual", "face", "words")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF")
+_MAX_PIXELS = 100_000_000
+
+RgbImage = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question; each part that is given adds a signal, and answers that several signals name come first.
+
+    Attributes
+    ----------
+    text : what is to be seen, or is said or shown in just these words
+    image, face : picture files: what looks like it; who is on it
+    like : id of a segment that answers should look like
+    said, shown : words that are spoken, or stand on screen or page; "a phrase" and begin* are understood
+    where : SQL condition on the columns of ``moments``
+    spaces : signals to use, of visual, face, words; all that the question has when empty
+    weights : signal → weight of its ranks, 1 by default, 0 to leave it out
+    k : answers at most, 1…1,000
+    group_by : ``object`` for one answer for each object; None for moments
+    diversify : 0…1, how much an answer may lose for looking like a better one (maximal marginal relevance)
+    collapse : leave out near-duplicates of better answers
+    """
+
+    text: str = ""
+    image: Path | None = None
+    face: Path | None = None
+    like: str = ""
+    said: str = ""
+    shown: str = ""
+    where: str = ""
+    spaces: tuple[str, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
+    k: int = 10
+    group_by: str | None = None
+    diversify: float = 0.0
+    collapse: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be asked."""
+        for name in ("text", "said", "shown", "like"):
+            object.__setattr__(self, name, _clean(name, getattr(self, name)))
+        if not any((self.text, self.image, self.face, self.like, self.said, self.shown)):
+            msg = "nothing is asked; give a text, words that are said or shown, a picture, a face, or a segment"
+            raise ConfigError(msg)
+        wrong = [name for name in (*self.spaces, *self.weights) if name not in SIGNALS]
+        if wrong:
+            msg = f"unknown signal {wrong[0]!r}; there are {', '.join(SIGNALS)}"
+            raise ConfigError(msg)
+        if self.k < 1 or not 0 <= self.diversify <= 1 or any(weight < 0 for weight in self.weights.values()):
+            msg = "k must be at least 1, diversify between 0 and 1, and no weight below 0"
+            raise ConfigError(msg)
+        if self.group_by not in {None, "object"}:
+            msg = f"answers can be grouped by 'object', not by {self.group_by!r}"
+            raise ConfigError(msg)
+
+    def uses(self, signal: str) -> bool:
+        """Whether a signal is wanted."""
+        return (not self.spaces or signal in self.spaces) and self.weights.get(signal, 1.0) > 0
+
+    def weight(self, signal: str) -> float:
+        """Return the weight of a signal's ranks."""
+        return self.weights.get(signal, 1.0)
+
+
+def _clean(name: str, text: str) -> str:
+    plain = _CONTROLS.sub(" ", text).strip()
+    if len(plain) > MAX_CHARS:
+        msg = f"{name} has {len(plain)} characters, {MAX_CHARS} at most; ask for what matters in it"
+        raise ConfigError(msg)
+    if text and not plain:
+        msg = f"{name} is empty"
+        raise ConfigError(msg)
+    return plain
+
+
+def read_picture(path: Path) -> RgbImage:
+    """Read a query picture, upright; raises ConfigError where it is none, or has over 100 million pixels."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                msg = f"{path} has {image.width} × {image.height} pixels, {_MAX_PIXELS:,} at most"
+                raise ConfigError(msg)
+            upright: Any = ImageOps.exif_transpose(image)
+            return np.asarray(upright.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        msg = f"{path} cannot be read as a picture ({error}); give a JPEG, PNG, WebP, GIF or TIFF file"
+        raise ConfigError(msg) from error

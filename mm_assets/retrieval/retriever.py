@@ -1,0 +1,234 @@
+"""A question → ranked moments: which object, from when to when (or which page), why, and a picture.
+
+Put here: opening what a question needs, and the order of work. Keep out: each of the steps.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from mm_assets.buckets.base import ObjectNotFoundError
+from mm_assets.errors import ConfigError, SchemaError
+from mm_assets.identity import vector_id
+from mm_assets.indexing import Selection, VectorIndex
+from mm_assets.lake import Lake
+from mm_assets.mirror import drop_copies
+from mm_assets.retrieval.answers import Link, Pictures, to_rows
+from mm_assets.retrieval.fusing import choose, fuse
+from mm_assets.retrieval.indexes import open_index, open_texts
+from mm_assets.retrieval.questions import MAX_ANSWERS, Question
+from mm_assets.retrieval.signals import Encoder, FaceFinder, FaceSignal, Ranked, VisualSignal, WordSignal
+from mm_assets.retrieval.tables import segments_where
+from mm_assets.spaces import SPACES, WORDS, Space
+from mm_assets.vectors import Floats
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_CANDIDATES = 100  # of each signal, for ten answers
+_CHECKED_EVERY_S = 10.0
+_KEPT_CONDITIONS = 16
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found.
+
+    Attributes
+    ----------
+    rows : one row per moment, see ``answers.SCHEMA``
+    notes : what was done otherwise than asked, in words
+    """
+
+    rows: pa.Table
+    notes: tuple[str, ...] = ()
+
+    @property
+    def frame(self) -> "pl.DataFrame":
+        """The rows as a polars frame."""
+        import polars as pl
+
+        frame = pl.from_arrow(self.rows)
+        assert isinstance(frame, pl.DataFrame)  # noqa: S101  of a table, and not of an array
+        return frame
+
+
+@dataclass(frozen=True)
+class Models:
+    """What encodes questions, and the recipes that made what they are compared with.
+
+    Attributes
+    ----------
+    recipes : step → recipe under the settings; an index made by another one is refused, never mixed
+    """
+
+    encoder: Encoder
+    finder: FaceFinder
+    recipes: Mapping[str, str]
+
+
+class Retriever:
+    """Answers questions from the lake alone: indexes, their rows, and the models that made the vectors.
+
+    Parameters
+    ----------
+    cache : folder for copies of a lake in a bucket
+    link : alias and key → address of an object
+    """
+
+    def __init__(self, lake: Lake, models: Models, *, cache: Path, link: Link | None = None) -> None:
+        self._lake = lake
+        self._models = models
+        self._cache = cache
+        self._link = link
+        self._opened: _Opened | None = None
+        self._checked_at = 0.0
+
+    def search(self, *, has_thumbnails: bool = False, **question: Any) -> "pl.DataFrame":
+        """Return the moments that answer a question, best first; the arguments are those of ``Question``.
+
+        What was done otherwise than asked is logged as a warning.
+
+        Raises
+        ------
+        ConfigError
+            The question cannot be asked, or what it needs is not indexed, or was indexed by another model.
+        """
+        answer = self.ask(Question(**question), has_thumbnails=has_thumbnails)
+        for note in answer.notes:
+            _log.warning(note)
+        return answer.frame
+
+    def ask(self, question: Question, *, has_thumbnails: bool = False) -> Answer:
+        """Return the moments that answer a question; raises as ``search`` does."""
+        opened = self._current()
+        try:
+            return opened.answer(question, self._link, has_thumbnails=has_thumbnails)
+        except (ObjectNotFoundError, SchemaError, FileNotFoundError):
+            if not self._was_replaced(opened):
+                raise
+            self._opened = None  # a newer generation took its place, and its files went, while we read them
+            return self._current().answer(question, self._link, has_thumbnails=has_thumbnails)
+
+    def _current(self) -> "_Opened":
+        """Return what is indexed now, looking for newer generations every ten seconds."""
+        if self._opened is None or time.monotonic() - self._checked_at > _CHECKED_EVERY_S:
+            if self._opened is None or self._was_replaced(self._opened):
+                self._opened = _Opened(self._lake, self._models, self._cache)
+            self._checked_at = time.monotonic()
+        return self._opened
+
+    def _was_replaced(self, opened: "_Opened") -> bool:
+        return any(
+            (manifest or {}).get("generation") != opened.generation(name) for name, manifest in _manifests(self._lake)
+        )
+
+
+def _manifests(lake: Lake) -> list[tuple[str, dict[str, Any] | None]]:
+    return [(space.name, lake.current_generation(space.generation_name)) for space in (*SPACES.values(), WORDS)]
+
+
+class _Opened:
+    """The generations that were current at one moment; each is opened when a question first needs it."""
+
+    def __init__(self, lake: Lake, models: Models, cache: Path) -> None:
+        self._lake, self._models, self._cache = lake, models, cache
+        self._manifests = dict(_manifests(lake))
+        self._within: dict[str, pa.Array] = {}
+        kept = {key for manifest in self._manifests.values() if manifest for key in lake.generation_keys(manifest)}
+        drop_copies(lake, "indexes/", cache, keep=kept)
+
+    def generation(self, name: str) -> str | None:
+        """Return the generation of a space that is used here; None where there was none."""
+        return (self._manifests[name] or {}).get("generation")
+
+    def answer(self, question: Question, link: Link | None, *, has_thumbnails: bool) -> Answer:
+        k = min(question.k, MAX_ANSWERS)
+        notes = [f"{MAX_ANSWERS} answers at most are given, not {question.k}"] if question.k > k else []
+        n = max(_CANDIDATES, _CANDIDATES * k // 10)
+        within = self._segments(question.where) if question.where else None
+        signals, more = self._rank(question, n, within)
+        chosen = choose(fuse(signals, question), question, self._vectors)[:k]
+        pictures = Pictures(self._lake, self._recipe_of_segments) if has_thumbnails else None
+        return Answer(to_rows(chosen, link, pictures), (*notes, *more))
+
+    def _rank(self, question: Question, n: int, within: pa.Array | None) -> tuple[list[Ranked], list[str]]:
+        signals: list[Ranked] = []
+        notes: list[str] = []
+        if question.uses("visual") and (question.text or question.image or question.like):
+            signals += self._visual.rank(question, n, self._select(self._visual.index, within))
+        if question.uses("face") and question.face:
+            found, notes = self._face.rank(question, n, self._select(self._face.index, within))
+            signals += found
+        is_worded = question.said or question.shown or (question.text and self._manifests[WORDS.name])
+        if question.uses("words") and is_worded:
+            allowed = None if within is None else self._words.rows.ids_where("segment_id", within)
+            signals += self._words.rank(question, n, allowed)
+        return signals, notes
+
+    def _segments(self, where: str) -> pa.Array:
+        if where not in self._within:
+            while len(self._within) >= _KEPT_CONDITIONS:
+                del self._within[next(iter(self._within))]
+            self._within[where] = segments_where(self._lake, self._cache, where)
+        return self._within[where]
+
+    def _select(self, index: VectorIndex, within: pa.Array | None) -> Selection | None:
+        return None if within is None else index.select(index.rows.ids_where("segment_id", within))
+
+    def _vectors(self, segment_ids: Sequence[str]) -> Floats:
+        """Return the vectors of keyframes, zeros where there is none."""
+        rows = self._visual.index.rows
+        ids = np.array([vector_id(segment_id) for segment_id in segment_ids], np.int64)
+        is_known = np.isin(ids, rows.known(ids))
+        matrix = np.zeros((len(ids), rows.dim), np.float32)
+        matrix[is_known] = rows.gather(ids[is_known])
+        return matrix
+
+    @cached_property
+    def _recipe_of_segments(self) -> str:
+        return self._lake.published().get("segments", "")
+
+    @cached_property
+    def _visual(self) -> VisualSignal:
+        manifest = self._manifest(SPACES["visual"])
+        self._models.encoder.load()
+        return VisualSignal(open_index(self._lake, manifest, self._cache), self._models.encoder)
+
+    @cached_property
+    def _face(self) -> FaceSignal:
+        manifest = self._manifest(SPACES["face"])
+        return FaceSignal(open_index(self._lake, manifest, self._cache), self._models.finder)
+
+    @cached_property
+    def _words(self) -> WordSignal:
+        texts, rows = open_texts(self._lake, self._manifest(WORDS), self._cache)
+        return WordSignal(texts, rows)
+
+    def _manifest(self, space: Space) -> dict[str, Any]:
+        """Return the manifest of an index that questions can be compared with.
+
+        Raises
+        ------
+        ConfigError
+            Nothing is indexed yet, or another model made the index than the one that would encode the question.
+        """
+        manifest = self._manifests[space.name]
+        if manifest is None:
+            msg = f"nothing is indexed for {space.name} yet; run `mm ingest`"
+            raise ConfigError(msg)
+        if space != WORDS and manifest["n_rows"] and self._models.recipes[space.table] not in manifest["recipes"]:
+            msg = (
+                f"the {space.name} index was made by another model than the one in the settings; "
+                "run `mm ingest` to rebuild it, or set back `models`"
+            )
+            raise ConfigError(msg)
+        return manifest

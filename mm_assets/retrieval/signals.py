@@ -1,0 +1,148 @@
+"""What names moments: each signal turns a part of a question into items, best first.
+
+Put here: question → ranked items of one index. Keep out: putting signals together, and what an answer shows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from mm_assets.errors import ConfigError
+from mm_assets.identity import vector_id
+from mm_assets.indexing import Rows, Selection, VectorIndex
+from mm_assets.retrieval.questions import Question, RgbImage, read_picture
+from mm_assets.texts import Term, TextIndex, parse_question, words_of
+from mm_assets.vectors import Floats, Ids
+from mm_assets.wording import SAID, SHOWN
+
+
+class Encoder(Protocol):
+    """A model whose texts and images share one space."""
+
+    def load(self) -> None:
+        """Load the weights."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Floats:
+        """Return (n, d) unit vectors."""
+        ...
+
+    def encode_images(self, images: Sequence[RgbImage]) -> Floats:
+        """Return (n, d) unit vectors of RGB images."""
+        ...
+
+
+class FaceFinder(Protocol):
+    """A model that finds faces."""
+
+    def find_faces(self, image: RgbImage) -> tuple[Floats, Floats]:
+        """Return (n, 4) boxes in pixels and (n, d) unit vectors."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Items that a signal names, best first.
+
+    Attributes
+    ----------
+    name : of the signal, as the answer shows it, e.g. ``visual`` or ``said``
+    signal : whose weight it has
+    ids, scores : (m,) items of ``rows``, cosine or BM25, descending
+    terms : words that were asked for
+    """
+
+    name: str
+    signal: str
+    ids: Ids
+    scores: Floats
+    rows: Rows
+    terms: tuple[Term, ...] = ()
+
+
+class VisualSignal:
+    """What keyframes look like."""
+
+    def __init__(self, index: VectorIndex, encoder: Encoder) -> None:
+        self.index = index
+        self._encoder = encoder
+
+    def rank(self, question: Question, n: int, within: Selection | None) -> list[Ranked]:
+        """Rank keyframes by the text, the picture and the segment of a question, each by itself."""
+        queries: list[tuple[str, Floats]] = []
+        if question.text:
+            queries.append(("looks like the text", self._encoder.encode_texts([question.text])))
+        if question.image is not None:
+            queries.append(("looks like the picture", self._encoder.encode_images([read_picture(question.image)])))
+        if question.like:
+            queries.append(("looks like the segment", self._vector_of(question.like)))
+        return [self._ranked(name, query, n, within) for name, query in queries]
+
+    def _vector_of(self, segment_id: str) -> Floats:
+        wanted = self.index.rows.known(np.array([vector_id(segment_id)]))
+        if not len(wanted):
+            msg = f"no keyframe is indexed for segment {segment_id!r}; segment ids are in the answers and in `segments`"
+            raise ConfigError(msg)
+        return self.index.rows.gather(wanted)
+
+    def _ranked(self, name: str, query: Floats, n: int, within: Selection | None) -> Ranked:
+        similarity, ids = self.index.search(query, n, within)
+        return _found(name, "visual", ids[0], similarity[0], self.index.rows)
+
+
+class FaceSignal:
+    """Who is on keyframes."""
+
+    def __init__(self, index: VectorIndex, finder: FaceFinder) -> None:
+        self.index = index
+        self._finder = finder
+
+    def rank(self, question: Question, n: int, within: Selection | None) -> tuple[list[Ranked], list[str]]:
+        """Rank faces by the largest face in the picture; returns what there is to say about that, too.
+
+        Raises
+        ------
+        ConfigError
+            No face is found in the picture.
+        """
+        if question.face is None:
+            return [], []
+        boxes, vectors = self._finder.find_faces(read_picture(question.face))
+        if not len(boxes):
+            msg = f"no face is found in {question.face}; give a picture with a face that is larger, or seen from the front"
+            raise ConfigError(msg)
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        largest = int(areas.argmax())
+        similarity, ids = self.index.search(vectors[largest : largest + 1], n, within)
+        notes = [f"{len(boxes)} faces are in {question.face}; the largest one is asked for"] if len(boxes) > 1 else []
+        return [_found("has the face", "face", ids[0], similarity[0], self.index.rows)], notes
+
+
+class WordSignal:
+    """What is said and shown."""
+
+    def __init__(self, index: TextIndex, rows: Rows) -> None:
+        self._index = index
+        self.rows = rows
+
+    def rank(self, question: Question, n: int, allowed: Ids | None) -> list[Ranked]:
+        """Rank texts by words said, by words shown, and by the text of a question where it is said or shown in just these words."""
+        asked: list[tuple[str, list[Term], list[str]]] = []
+        if question.said:
+            asked.append(("said", parse_question(question.said), [SAID]))
+        if question.shown:
+            asked.append(("shown", parse_question(question.shown), [SHOWN]))
+        if question.text and (words := tuple(words_of(question.text))):
+            # As a phrase: pages of prose hold all words of many a question without being an answer to it.
+            asked.append(("said or shown", [Term(words, is_needed=True)], []))
+        found = []
+        for name, terms, kinds in asked:
+            scores, ids = self._index.search(terms, n, kinds=kinds, allowed=allowed)
+            found.append(Ranked(name, "words", ids, scores, self.rows, tuple(terms)))
+        return found
+
+
+def _found(name: str, signal: str, ids: Ids, scores: Floats, rows: Rows) -> Ranked:
+    is_there = ids >= 0
+    return Ranked(name, signal, ids[is_there], scores[is_there], rows)

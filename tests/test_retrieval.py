@@ -1,0 +1,344 @@
+"""Search over a lake: what is asked, refused, fused, filtered, grouped; what an answer shows."""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from fakes import fake_extractors
+from flow_driver import ingest, refresh
+from PIL import Image
+from places import Place
+from vector_factory import unit
+
+from mm_assets.errors import ConfigError
+from mm_assets.indexing import Part, Rows, write_part
+from mm_assets.retrieval import Models, Question, Retriever
+from mm_assets.retrieval.fusing import Fused, choose, fuse
+from mm_assets.retrieval.signals import Ranked
+from mm_assets.retrieval.tables import segments_where
+from mm_assets.vectors import Floats, as_vector_ids
+
+MakePlace = Callable[..., Place]
+NAMES = ("picture0.png", "picture1.png", "clip.mp4")
+
+
+def open_retriever(place: Place, **options: Any) -> Retriever:
+    """Open search over a place's lake, with the fakes that filled it."""
+    workspace = place.open()
+    models: dict[str, Any] = fake_extractors(workspace.settings)
+    used = Models(models["visual_embeddings"], models["faces"], options.pop("recipes", workspace.recipes))
+    return Retriever(workspace.lake, used, cache=place.folder / "cache", **options)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, media: Path) -> Iterator[Place]:
+    """Give a place whose media are searchable."""
+    place = Place(tmp_path_factory.mktemp("retrieval"), media)
+    place.write_settings()
+    place.add(*NAMES)
+    ingest(place.open())
+    yield place
+    place.close()
+
+
+@pytest.fixture(scope="module")
+def retriever(place: Place) -> Retriever:
+    """Search over it."""
+    return open_retriever(place, link=lambda alias, key: f"https://media/{alias}/{key}")
+
+
+# -- questions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({}, "nothing is asked"),
+        ({"text": " \x00\n "}, "text is empty"),
+        ({"text": "x" * 10_000}, "10000 characters, 2000 at most"),
+        ({"said": "..."}, "no word in"),
+        ({"text": "x", "spaces": ("smell",)}, "unknown signal 'smell'; there are visual, face, words"),
+        ({"text": "x", "weights": {"words": -1.0}}, "no weight below 0"),
+        ({"text": "x", "k": 0}, "k must be at least 1"),
+        ({"text": "x", "diversify": 2.0}, "diversify between 0 and 1"),
+        ({"text": "x", "group_by": "day"}, "grouped by 'object'"),
+        ({"like": "nobody"}, "no keyframe is indexed for segment 'nobody'"),
+        ({"text": "x", "where": "durations_s > 5"}, "did you mean duration_s"),
+        ({"text": "x", "where": "start_s >"}, "not a condition"),
+        ({"text": "x", "where": "true " * 5_000}, "25000 characters, 10000 at most"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_an_error(retriever: Retriever, asked: dict[str, Any], told: str) -> None:
+    """It says what is wrong and what to write instead."""
+    with pytest.raises(ConfigError, match=told):
+        retriever.search(**asked)
+
+
+def test_control_characters_are_spaces(retriever: Retriever) -> None:
+    """A pasted line break or escape changes no answer."""
+    plain, pasted = (retriever.search(text=text) for text in ("a b", "a\x1b\nb\x00"))
+    assert plain.drop("why").equals(pasted.drop("why"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff half a picture", b"<svg/>"])
+def test_a_picture_that_cannot_be_read_is_an_error(retriever: Retriever, tmp_path: Path, content: bytes) -> None:
+    """Corrupt, or of another kind: it names the kinds."""
+    picture = tmp_path / "picture.jpg"
+    picture.write_bytes(content)
+    with pytest.raises(ConfigError, match="give a JPEG, PNG"):
+        retriever.search(image=picture)
+
+
+def test_too_many_answers_are_bounded_and_said(retriever: Retriever) -> None:
+    """A million answers are a thousand, and it is told."""
+    answer = retriever.ask(Question(text="anything", k=1_000_000))
+    assert answer.notes == ("1000 answers at most are given, not 1000000",)
+    assert 3 <= answer.rows.num_rows <= 1_000
+
+
+# -- conditions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "1=1); COPY (SELECT 1) TO '{out}'; SELECT (1",
+        "1=1); ATTACH '{out}' AS other; SELECT (1",
+        "1=1); SET enable_external_access = true; SELECT (1",
+        "segment_id IN (SELECT content FROM read_text('{secret}'))",
+        "segment_id IN (SELECT line FROM read_csv('{secret}', columns = {{'line': 'VARCHAR'}}))",
+        "segment_id = getenv('HOME') OR true); DROP VIEW moments; SELECT (1",
+    ],
+)
+def test_a_condition_writes_and_reads_no_file(place: Place, tmp_path: Path, where: str) -> None:
+    """Whatever SQL can be put into it: neither a file of the machine is read nor one is made."""
+    secret, out = tmp_path / "secret", tmp_path / "out"
+    secret.write_text("secret")
+    with pytest.raises(ConfigError):
+        segments_where(place.open().lake, tmp_path / "cache", where.format(secret=secret, out=out))
+    assert not out.exists()
+
+
+def test_a_condition_that_takes_too_long_is_stopped(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is interrupted, and says so."""
+    monkeypatch.setattr("mm_assets.retrieval.tables._SECONDS", 0.5)
+    endless = "(SELECT count(*) FROM range(10000000) a, range(10000000) b) > 0"
+    with pytest.raises(ConfigError, match="took longer"):
+        segments_where(place.open().lake, tmp_path, endless)
+
+
+def test_a_condition_leaves_only_what_passes(retriever: Retriever) -> None:
+    """For every signal, and however few are left there are k answers."""
+    for asked in ({"text": "anything"}, {"shown": "text"}):
+        assert set(retriever.search(**asked, where="media_kind = 'video'")["key"]) == {"clip.mp4"}
+    assert retriever.search(text="anything", where="false").is_empty()
+    [only] = retriever.search(text="anything", where="key = 'picture1.png'")["key"]
+    assert only == "picture1.png"
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_has_place_reason_link_and_picture(retriever: Retriever) -> None:
+    """Films lead to their second, pictures to themselves; the thumbnail is a small JPEG."""
+    frame = retriever.search(text="anything", has_thumbnails=True)
+    assert frame["rank"].to_list() == list(range(1, len(frame) + 1))
+    assert set(frame["key"]) == set(NAMES)
+    for row in frame.iter_rows(named=True):
+        fragment = f"#t={row['start_s']:.2f}" if row["start_s"] is not None else ""
+        assert row["link"] == f"https://media/source/{row['key']}{fragment}"
+        assert row["thumbnail_jpeg"].startswith(b"\xff\xd8\xff")
+        assert row["why"].startswith("looks like the text (")
+        assert row["signals"] == [
+            {"signal": "looks like the text", "rank": row["rank"], "score": row["signals"][0]["score"]}
+        ]
+
+
+def test_like_finds_the_segment_itself_first(retriever: Retriever) -> None:
+    """And then others; the score of the first is a cosine of 1."""
+    segment = retriever.search(text="anything")["segment_id"][-1]
+    first = retriever.search(like=segment).row(0, named=True)
+    assert first["segment_id"] == segment
+    assert math.isclose(first["signals"][0]["score"], 1.0, abs_tol=1e-5)
+
+
+def test_words_lead_to_where_they_stand(retriever: Retriever) -> None:
+    """What is shown has its box, and the words are marked."""
+    frame = retriever.search(shown="text")
+    assert len(frame) >= 3
+    assert set(frame["snippet"]) == {"**text**"}
+    assert frame["box_px"].to_list()[0] == [0.0, 0.0, 10.0, 10.0]
+    assert retriever.search(shown="absent").is_empty()
+    assert retriever.search(said="text").is_empty()
+
+
+def test_signals_can_be_chosen_and_weighed(retriever: Retriever) -> None:
+    """A free text asks what it looks like and where it stands; one of them alone where only that is wanted."""
+    names = {
+        signal["signal"]
+        for spaces in ((), ("visual",), ("words",))
+        for row in retriever.search(text="text", spaces=spaces)["signals"]
+        for signal in row
+        if spaces
+    }
+    assert names == {"looks like the text", "said or shown"}
+    assert {s["signal"] for row in retriever.search(text="text", weights={"visual": 0.0})["signals"] for s in row} == {
+        "said or shown"
+    }
+
+
+def test_answers_are_grouped_by_object(retriever: Retriever) -> None:
+    """Each object once, by its best moment."""
+    frame = retriever.search(text="anything", group_by="object")
+    assert sorted(frame["key"]) == sorted(NAMES)
+
+
+# -- generations -------------------------------------------------------------------------------------------------------
+
+
+def test_an_index_of_another_model_is_refused(place: Place) -> None:
+    """A question is never compared with vectors of another model."""
+    other = {**place.open().recipes, "visual_embeddings": "another"}
+    with pytest.raises(ConfigError, match="made by another model"):
+        open_retriever(place, recipes=other).search(text="anything")
+
+
+def test_nothing_indexed_yet_says_what_to_run(make_workspace: MakePlace) -> None:
+    """Before the first ingest."""
+    place = make_workspace()
+    place.open()
+    with pytest.raises(ConfigError, match="run `mm ingest`"):
+        open_retriever(place).search(text="anything")
+
+
+def test_a_retriever_goes_on_when_its_generation_is_replaced(
+    make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New objects are found by one that was opened before, also when the files of the old generation are gone."""
+    monkeypatch.setattr("mm_assets.retrieval.retriever._CHECKED_EVERY_S", 0.0)
+    place = make_workspace("picture0.png")
+    workspace = place.open()
+    ingest(workspace)
+    retriever = open_retriever(place)
+    assert set(retriever.search(text="anything")["key"]) == {"picture0.png"}
+    place.add("picture1.png")
+    before = workspace.ledger.catalog.generation("indexes/visual")
+    ingest(workspace)
+    assert before is not None
+    shutil.rmtree(place.lake / "indexes" / "visual" / before["generation"], ignore_errors=True)
+    assert set(retriever.search(text="anything")["key"]) == {"picture0.png", "picture1.png"}
+
+
+def test_a_part_that_did_not_change_is_not_written_again(make_workspace: MakePlace) -> None:
+    """One shard more is one part more; the index of the same rows is no new generation."""
+    place = make_workspace("picture0.png", refresh={"shard_objects": 1})
+    workspace = place.open()
+    ingest(workspace)
+    folder = place.lake / "indexes" / "visual" / "vectors"
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    first = workspace.ledger.catalog.generation("indexes/visual")
+    refresh(workspace)
+    assert workspace.ledger.catalog.generation("indexes/visual") == first
+    place.add("picture1.png")
+    ingest(workspace)
+    after = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert len(before) == 1
+    assert len(after) == 2
+    assert before.items() <= after.items()
+
+
+# -- fusion ------------------------------------------------------------------------------------------------------------
+
+
+def ranked(tmp_path: Path, name: str, items: Sequence[tuple[str, str, float | None, float | None]]) -> Ranked:
+    """Let a signal name (segment, object, start, end), best first."""
+    rows = pa.table(
+        {
+            "item_id": [f"{name}-{place}" for place in range(len(items))],
+            "segment_id": [item[0] for item in items],
+            "object_id": [item[1] for item in items],
+            "start_s": pa.array([item[2] for item in items], pa.float64()),
+            "end_s": pa.array([item[3] for item in items], pa.float64()),
+        }
+    )
+    file = tmp_path / f"{name}.arrow"
+    write_part(file, rows, "item_id")
+    ids = as_vector_ids(rows["item_id"].to_pylist())
+    scores = np.linspace(1, 0.5, len(items), dtype=np.float32)
+    return Ranked(name, name, ids, scores, Rows.of_parts([Part(name, file)]))
+
+
+def test_fusion_adds_reciprocal_ranks(tmp_path: Path) -> None:
+    """1/(60 + rank) for each signal, by its weight; of a signal only the best item of a segment counts."""
+    one = ranked(tmp_path, "visual", [("a", "x", None, None), ("b", "y", None, None), ("a", "x", None, None)])
+    two = ranked(tmp_path, "words", [("b", "y", None, None), ("c", "z", None, None)])
+    found = fuse([one, two], Question(text="q", weights={"words": 2.0}))
+    assert [(moment.segment_id, moment.score) for moment in found] == [
+        ("b", pytest.approx(1 / 62 + 2 / 61)),
+        ("c", pytest.approx(2 / 62)),
+        ("a", pytest.approx(1 / 61)),
+    ]
+
+
+def test_what_is_said_in_a_scene_belongs_to_it(tmp_path: Path) -> None:
+    """A common time of one object is one moment, from when to when both hold; another object's is another."""
+    scenes = ranked(tmp_path, "visual", [("s0", "x", 0.0, 10.0), ("s1", "x", 10.0, 20.0), ("t0", "y", 0.0, 10.0)])
+    words = ranked(tmp_path, "words", [("a0", "x", 12.0, 13.5)])
+    found = fuse([scenes, words], Question(text="q"))
+    assert [(m.segment_id, m.start_s, m.end_s, len(m.evidence)) for m in found] == [
+        ("s1", 12.0, 13.5, 2),
+        ("s0", 0.0, 10.0, 1),
+        ("t0", 0.0, 10.0, 1),
+    ]
+
+
+def test_near_duplicates_and_sameness_give_way() -> None:
+    """Collapsing leaves one of each look; diversity prefers what differs, and at 0 changes nothing."""
+    base = unit(np.eye(4, dtype=np.float32))
+    looks = {"a": base[0], "a2": unit([base[0] + 0.05 * base[1]])[0], "b": unit([base[0] + base[1]])[0], "c": base[2]}
+    moments = [Fused(name, name, None, None, None, 1 / (60 + place)) for place, name in enumerate(looks)]
+
+    def vectors(names: Sequence[str]) -> Floats:
+        return np.array([looks[name] for name in names], np.float32)
+
+    def names(**options: Any) -> list[str]:
+        return [moment.segment_id for moment in choose(moments, Question(text="q", **options), vectors)]
+
+    assert names() == ["a", "a2", "b", "c"]
+    assert names(collapse=True) == ["a", "b", "c"]
+    assert names(diversify=0.5, k=2) == ["a", "c"]
+    assert names(k=2) == ["a", "a2"]
+
+
+def test_a_face_is_asked_for_by_the_largest_in_the_picture(place: Place, tmp_path: Path) -> None:
+    """Several faces are told, none is an error."""
+    picture = tmp_path / "people.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    faces = place.open().lake.read_table("faces")
+    assert faces is not None
+    wanted = np.array(faces["vector"][0].as_py(), np.float32)
+
+    class Finder:
+        """Finds what it is told."""
+
+        found = (np.array([[0, 0, 2, 2], [0, 0, 5, 5]], np.float32), np.array([-wanted, wanted]))
+
+        def find_faces(self, _: object) -> tuple[Floats, Floats]:
+            return self.found
+
+    finder, workspace = Finder(), place.open()
+    encoder: Any = fake_extractors(workspace.settings)["visual_embeddings"]
+    retriever = Retriever(workspace.lake, Models(encoder, finder, workspace.recipes), cache=tmp_path)
+    answer = retriever.ask(Question(face=picture))
+    assert answer.notes == (f"2 faces are in {picture}; the largest one is asked for",)
+    assert answer.frame["segment_id"][0] == faces["segment_id"][0].as_py()
+    finder.found = (np.empty((0, 4), np.float32), np.empty((0, len(wanted)), np.float32))
+    with pytest.raises(ConfigError, match="no face is found"):
+        retriever.search(face=picture)

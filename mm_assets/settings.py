@@ -313,6 +313,14 @@ class Settings(BaseSettings):
         """Where Dagster keeps its runs: DAGSTER_HOME, or a folder below `state`."""
         return Path(os.environ.get("DAGSTER_HOME") or self.state / "dagster")
 
+    @field_validator("ledger_url")
+    @classmethod
+    def _ledger_url_is_known(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"(sqlite|postgresql|postgresql\+psycopg2)://", url):
+            msg = "write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+            raise ValueError(msg)
+        return url
+
     @property
     def cache(self) -> Path:
         """Folder for copies of a lake in a bucket."""

@@ -630,3 +630,10 @@ def test_a_file_that_was_removed_takes_no_more(tmp_path: Path) -> None:
     assert "SQLite" in other.check()
     ledger.close()
     other.close()
+
+
+def test_a_url_that_cannot_be_read_names_the_setting() -> None:
+    """And not its password."""
+    with pytest.raises(ConfigError, match="`ledger_url` cannot be read") as caught:
+        Ledger("postgresql://user:secret@host:port/name")
+    assert "secret" not in str(caught.value)

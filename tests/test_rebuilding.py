@@ -255,7 +255,7 @@ def test_the_preview_counts_and_writes_nothing(make_workspace: Make) -> None:
 
     assert found.n_versions == len(MEDIA)
     assert found.n_dead == 1
-    assert found.n_generations == 5
+    assert found.n_generations == 6
     ledger = workspace.unbound_ledger
     assert ledger.restoring.is_empty()
     assert ledger.removals.is_empty()

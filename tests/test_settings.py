@@ -7,7 +7,7 @@ import pytest
 
 from mm_assets.errors import ConfigError
 from mm_assets.flows.workspace import reserved_prefixes
-from mm_assets.settings import Settings, load_settings
+from mm_assets.settings import Settings, build_settings, load_settings
 
 
 def _write(folder: Path, text: str) -> Path:
@@ -168,3 +168,11 @@ def test_a_refused_secret_shows_in_no_cause(monkeypatch: pytest.MonkeyPatch) -> 
         load_settings()
 
     assert "hush-hush" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("url", ["foo", "mysql://u:secret@host/x", "postgresql+psycopg://u:secret@host/x", "sqlite"])
+def test_a_ledger_url_of_another_kind_is_refused(url: str) -> None:
+    """It says what can be written, and tells no password."""
+    with pytest.raises(ConfigError, match="write sqlite:///FILE or postgresql://") as caught:
+        build_settings({"ledger_url": url}, None)
+    assert "secret" not in str(caught.value)

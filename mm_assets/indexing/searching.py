@@ -27,6 +27,9 @@ MEASURED_AT = 10  # recall is measured for this many answers
 _INDEX = "vector index"  # the name in messages
 _COMPARED_ROWS = 2_000  # so few allowed vectors are compared without asking FAISS; November 2026: 0.1-0.5 ms
 _FEWEST_CANDIDATES = 100
+_MOST_CANDIDATES = (
+    20_000  # 40 MB of vectors of 512 dimensions; a thousand answers and more are compared less often each
+)
 _PROBES_UNDER_A_FILTER = 2  # times as many: the neighbours that it leaves are farther and more scattered
 _ROWS_UNDER_A_FILTER = 0.125  # of the rows in so many lists must be allowed ones; measured November 2026 at 1,000,000
 _LIST = "list"
@@ -140,7 +143,8 @@ class VectorIndex:
         if self.kind == "exact":
             return self._ask_exact(queries, k, within)
         n_there = self.n_rows if within is None else len(within.ids)
-        n = min(n_there, max(_FEWEST_CANDIDATES, k * self.parameters["n_candidates"] // MEASURED_AT))
+        n = min(k * self.parameters["n_candidates"] // MEASURED_AT, max(k, _MOST_CANDIDATES))
+        n = min(n_there, max(_FEWEST_CANDIDATES, n))
         candidates = self._ask_lists(queries, n, within, self._probes_for(k))
         short = (candidates[:, :k] < 0).any(axis=1)  # FAISS puts what it did not find last
         if short.any():

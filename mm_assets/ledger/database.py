@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, func, select
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from mm_assets.errors import ConfigError
 from mm_assets.ledger.catalog import Catalog
@@ -66,7 +66,11 @@ class Ledger:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = make_url(url)
+        try:
+            self.url = make_url(url)
+        except (ArgumentError, ValueError):  # whose message may hold the password
+            msg = "`ledger_url` cannot be read; write sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+            raise ConfigError(msg) from None
         self._engine = _create_engine(url)
         try:
             create_tables(self._engine)

@@ -32,7 +32,7 @@ from mm_assets.vectors import Floats
 if TYPE_CHECKING:
     import polars as pl
 
-_CANDIDATES = 100  # of each signal, for ten answers
+_CANDIDATES = 100  # of each signal, at least
 _CHECKED_EVERY_S = 10.0
 _KEPT_CONDITIONS = 16
 _log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class _Opened:
     def answer(self, question: Question, link: Link | None, *, has_thumbnails: bool) -> Answer:
         k = min(question.k, MAX_ANSWERS)
         notes = [f"{MAX_ANSWERS} answers at most are given, not {question.k}"] if question.k > k else []
-        n = max(_CANDIDATES, _CANDIDATES * k // 10)
+        n = max(_CANDIDATES, 2 * k)
         within = self._segments(question.where) if question.where else None
         signals, more = self._rank(question, n, within)
         chosen = choose(fuse(signals, question), question, self._vectors)[:k]

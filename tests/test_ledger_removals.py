@@ -48,8 +48,8 @@ def test_a_version_leaves_until_it_is_forgotten(ledger: Ledger) -> None:
     [leaving] = ledger.removals.leaving(10)
     assert leaving.object_id == _version("k").object_id
     assert [known.object_id for known in ledger.removals.to_sweep()] == [leaving.object_id]
-    assert ledger.removals.hold_vectors(["segments"])
-    assert not ledger.removals.hold_vectors(["raw_objects"])
+    assert ledger.removals.hold_rows(["segments"])
+    assert not ledger.removals.hold_rows(["raw_objects"])
     [row] = ledger.removals.work_of([leaving.object_id])[leaving.object_id]
     assert (row.step, row.n_rows) == ("segments", 3)
 
@@ -134,7 +134,7 @@ def test_work_done_again_may_have_had_vectors(ledger: Ledger, state: str, reason
     ledger.restoring.set_ends([_done(version, state=state, reason=reason, n_rows=None)])
     ledger.objects.retire("a", [version.object_id], ())
 
-    assert ledger.removals.hold_vectors(["segments"]) is holds
+    assert ledger.removals.hold_rows(["segments"]) is holds
 
 
 def test_an_erased_version_is_swept_again_and_never_returns(ledger: Ledger) -> None:

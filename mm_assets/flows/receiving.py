@@ -229,10 +229,12 @@ class Receiver:
             for item in group:
                 item.stored.set_exception(_not_stored(error))
             return
-        self.tally.count("events_duplicate_total", len(hints) - n_new)
-        self.tally.count("event_commits_total")
-        for item in group:  # counted first: who was told can see it in the metrics
-            item.stored.set_result(None)
+        try:  # counted first, so that who was told sees it in the metrics
+            self.tally.count("events_duplicate_total", len(hints) - n_new)
+            self.tally.count("event_commits_total")
+        finally:
+            for item in group:
+                item.stored.set_result(None)
 
 
 def _not_stored(cause: Exception) -> ServiceError:

@@ -7,6 +7,7 @@ written again.
 """
 
 import hashlib
+import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from mm_assets.texts import Text, TextIndex, update_texts
 from mm_assets.vectors import Ids
 from mm_assets.wording import texts_of
 
+_LOG = logging.getLogger(__name__)
 StoredPart = Mapping[str, Any]  # of a manifest: name, shard, made_of, n_rows, dim, recipes
 
 
@@ -152,7 +154,8 @@ def _copy_texts(workspace: Workspace, base: Mapping[str, Any] | None, target: Pa
         for file in files:
             shutil.copyfile(file, target / file.name)
         TextIndex.open(target)
-    except (ObjectNotFoundError, SchemaError):
+    except (ObjectNotFoundError, SchemaError) as error:
+        _LOG.warning("%s is built anew, since its last build cannot be changed: %s", base["name"], error)
         shutil.rmtree(target, ignore_errors=True)
         return {}
     return {part["name"]: part["shard"] for part in base["parts"]}
@@ -164,5 +167,6 @@ def _open_to_change(workspace: Workspace, base: Mapping[str, Any] | None) -> Vec
         return None
     try:
         return open_index(workspace.lake, base, workspace.settings.cache, to_change=True)
-    except (ObjectNotFoundError, SchemaError):
+    except (ObjectNotFoundError, SchemaError) as error:
+        _LOG.warning("%s is built anew, since its last build cannot be changed: %s", base["name"], error)
         return None

@@ -25,11 +25,9 @@ INDEX_FILE = "index.faiss"
 ROWS_FILE = "rows.arrow"
 MEASURED_AT = 10  # recall is measured for this many answers
 _INDEX = "vector index"  # the name in messages
-_COMPARED_ROWS = 2_000  # so few allowed vectors are compared without asking FAISS; November 2026: 0.1-0.5 ms
+_COMPARED_ROWS = 2_000  # so few allowed vectors are compared without asking FAISS: 4 MB of 512 dimensions
 _FEWEST_CANDIDATES = 100
-_MOST_CANDIDATES = (
-    20_000  # 40 MB of vectors of 512 dimensions; a thousand answers and more are compared less often each
-)
+_MOST_CANDIDATES = 20_000  # 40 MB of vectors of 512 dimensions; for many answers, fewer for each are compared
 _PROBES_UNDER_A_FILTER = 2  # times as many: the neighbours that it leaves are farther and more scattered
 _ROWS_UNDER_A_FILTER = 0.125  # of the rows in so many lists must be allowed ones; measured November 2026 at 1,000,000
 _LIST = "list"

@@ -29,11 +29,6 @@ class Evidence:
     place: int
 
     @property
-    def item_id(self) -> int:
-        """Id of the item among the signal's rows."""
-        return int(self.ranked.ids[self.place - 1])
-
-    @property
     def score(self) -> float:
         """Cosine or BM25."""
         return float(self.ranked.scores[self.place - 1])

@@ -58,8 +58,8 @@ def open_tables(lake: Lake, cache: Path) -> "duckdb.DuckDBPyConnection":
 def segments_where(lake: Lake, cache: Path, where: str) -> pa.Array:
     """Return the ids of the segments that pass a condition on the columns of ``moments``.
 
-    The condition reads the published tables and nothing else: no other file, nothing is written, within a second's
-    worth of memory and 30 s of time.
+    The condition reads the published tables and nothing else: no other file, nothing is written, within 1 GB of memory
+    and 30 s.
 
     Raises
     ------

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from mm_assets.errors import ConfigError
 from mm_assets.schemas import STEP_TABLES
+from mm_assets.settings_faults import explain_faults
 
 CONFIG_NAME = "mm_assets.yaml"
 CONFIG_VARIABLE = "MM_ASSETS_CONFIG"
@@ -367,9 +368,14 @@ def build_settings(values: Mapping[str, Any], file: Path | None) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, file)) from error
+        where = file or "the environment"
+        faults = "\n".join(f"  {fault}" for fault in explain_faults(error, Settings))
+        msg = f"settings in {where} (or MM_ASSETS_* variables) are wrong:\n{faults}"
+        raise ConfigError(msg) from error
     except SettingsError as error:
-        msg = f"{error}; lists and sections in MM_ASSETS_* variables are written as JSON"
+        field = re.search(r'field "(\w+)"', str(error))
+        name = f"MM_ASSETS_{field[1].upper()}" if field else "an MM_ASSETS_* variable"
+        msg = f"{name}, or a variable whose name begins so, is no JSON, in which lists and sections are written there"
         raise ConfigError(msg) from error
 
 
@@ -383,12 +389,6 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         msg = f"{file} must hold settings by name (`sources:`, `lake:` …); `mm init` writes an example"
         raise ConfigError(msg)
     return values
-
-
-def _explain(error: ValidationError, file: Path | None) -> str:
-    lines = [f"  {'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}" for fault in error.errors()]
-    where = file or "the environment"
-    return f"settings in {where} (or MM_ASSETS_* variables) are wrong:\n" + "\n".join(lines)
 
 
 def _anchor(settings: Settings, base: Path) -> Settings:

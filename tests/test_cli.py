@@ -266,6 +266,19 @@ def test_search_needs_a_question(filled: Place) -> None:
     assert "nothing is asked" in mm("search", "--where", "start_s > 1", "-c", str(filled.config_file), code=2).stderr
 
 
+@pytest.mark.parametrize("arguments", [("",), ("x", "--where", ""), ("x", "--said", " ")])
+def test_search_tells_what_is_empty(filled: Place, arguments: tuple[str, ...]) -> None:
+    """An empty text is not the same as none: a script's variable was not set."""
+    assert "it is empty" in mm("search", *arguments, "-c", str(filled.config_file), code=2).stderr
+
+
+def test_settings_can_be_named_before_the_command(filled: Place) -> None:
+    """``mm -c FILE status`` is ``mm status -c FILE``, also of commands in groups."""
+    config = str(filled.config_file)
+    assert mm("-c", config, "sql", "SELECT 1 AS n").stdout == mm("sql", "SELECT 1 AS n", "-c", config).stdout
+    assert "broken.png" in mm("-c", config, "dlq", "list").stdout
+
+
 def test_sql_has_three_forms(filled: Place) -> None:
     """Rows come tab-separated, as CSV or as JSON Lines, with types kept in JSON."""
     query = "SELECT key, size_bytes, modified_at FROM raw_objects WHERE key = 'notes.txt'"
@@ -275,6 +288,19 @@ def test_sql_has_three_forms(filled: Place) -> None:
     row = json.loads(mm("sql", "--json", query, "-c", config).stdout)
     assert (row["key"], row["size_bytes"]) == ("notes.txt", 9)
     assert row["modified_at"].endswith("+00:00")
+
+
+def test_sql_takes_one_form(filled: Place) -> None:
+    """Two forms at once are wrong usage, and not the last of them."""
+    assert "take one" in mm("sql", "--json", "--csv", "SELECT 1", "-c", str(filled.config_file), code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "query", ["FROM segments", "SHOW TABLES", "PIVOT segments ON segment_kind", "EXPLAIN SELECT 1"]
+)
+def test_sql_takes_every_way_of_asking(filled: Place, query: str) -> None:
+    """What DuckDB counts as asking is let through, also what it makes several statements of."""
+    assert mm("sql", query, "-c", str(filled.config_file)).stdout
 
 
 def test_sql_knows_moments_and_dead_letters(filled: Place) -> None:
@@ -297,12 +323,15 @@ def test_sql_error_is_a_message(filled: Place) -> None:
     ("query", "told"),
     [
         ("SELECT CASE WHEN i = 30000 THEN error('late') ELSE i END FROM range(30001) t(i)", "late"),
-        ("", "no statement"),
-        (" -- nothing", "no statement"),
+        ("", "one statement is asked for, not 0"),
+        (" -- nothing", "not 0"),
+        ("SELECT 1; SELECT 2", "not 2"),
+        ("CREATE TABLE t (a INT)", "CREATE is not for here"),
+        ("SET threads = 1", "SET is not for here"),
     ],
 )
 def test_sql_error_while_rows_are_read_is_a_message(filled: Place, query: str, told: str) -> None:
-    """What fails after the first rows ends like what fails at once; so does what is no statement."""
+    """What fails after the first rows ends like what fails at once; so does what is not one question."""
     assert told in mm("sql", "--csv", query, "-c", str(filled.config_file), code=2).stderr
 
 
@@ -352,6 +381,7 @@ def test_show_tells_why_an_object_died(filled: Place) -> None:
     """The reason and what was found stand beside the step."""
     text = mm("show", "broken.png", "-c", str(filled.config_file)).stdout
     assert re.search(r"segments\tdead\t\tcorrupt\t\S+", text)
+    assert "nothing of it was decoded" in text
 
 
 @pytest.mark.usefixtures("fake_models")

@@ -80,6 +80,7 @@ def test_erase_goes_on_where_it_was_interrupted(place: Place, monkeypatch: pytes
     object_id = place.open().ledger.objects.find("picture1.png")[0].object_id
     assert [file for file in _results(place) if object_id in file.name]
     assert "1 version that left" in mm("erase", "picture1.png").stdout
+    assert mm("verify", code=1).stdout.endswith("does what is left.\n")
 
     said = mm("erase", "picture1.png", "--yes").stdout
 
@@ -121,7 +122,7 @@ def test_verify_shows_differences_and_has_them_repaired(place: Place) -> None:
     lost.unlink()
     said = mm("verify", code=1).stdout
     assert f"result missing\t{lost.relative_to(place.lake).as_posix()}" in said
-    assert "result missing\t1\t0" in said
+    assert "n\trepairable\nresult missing\t1\t1" in said
 
     assert "result missing\t1\t1" in mm("verify", "--yes", code=1).stdout
     mm("ingest")
@@ -147,7 +148,7 @@ def test_verify_prints_json_lines(place: Place) -> None:
         "result missing": True,
         "unknown to the ledger": False,
     }
-    assert "result missing: 1, wanted again: 0\n" in said.stderr
+    assert "result missing: 1, repairable: 1\n" in said.stderr
     assert "mm verify --yes" in said.stderr
 
 
@@ -201,7 +202,7 @@ def test_dlq_refuses_names_that_nothing_has(place: Place, command: str) -> None:
     assert "known: corrupt, unsupported" in mm("dlq", command, "--reason", "bogus", code=2).stderr
     assert "segments" in mm("dlq", command, "--step", "nix", code=2).stderr.partition("known: ")[2]
     mm("dlq", command, "--step", "discovery", "--reason", "policy")
-    mm("dlq", command, "--skipped", "--reason", "no visual")
+    mm("dlq", command, "--skipped", "--reason", "no audio")
 
 
 def test_dlq_drop_counts_and_says_nothing_of_none(place: Place) -> None:

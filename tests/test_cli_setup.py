@@ -132,6 +132,8 @@ def test_template_comments_are_the_defaults() -> None:
         "serve",
         "status",
         "deletions confirm a",
+        "search anything",
+        "sql SELECT",
     ],
 )
 def test_folder_without_settings_is_refused(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +157,13 @@ def test_ingest_needs_a_source(arguments: tuple[str, ...], tmp_path: Path) -> No
     file.write_text("sources: []\n", encoding="utf-8")
     assert "no source is set in " in mm("ingest", *arguments, "-c", str(file), code=2).stderr
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_doctor_without_settings_fails_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing that it could look at."""
+    monkeypatch.chdir(tmp_path)
+    assert "there is no settings file here" in findings(code=1)["settings"][0]["message"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_ingest_takes_an_interval_with_watch_only() -> None:
@@ -208,6 +217,30 @@ def test_doctor_says_what_is_wrong(tmp_path: Path) -> None:
     assert failed == {"source nowhere", "lake", "weights"}
     assert "mm models pull standard" in found["weights"][0]["message"]
     assert found["sandbox"][0]["status"] in {"ok", "warn"}
+
+
+def test_doctor_tells_one_cause_once(tmp_path: Path) -> None:
+    """A pack that is not there fails every probe that reads it, and is told by the first."""
+    file = tmp_path / "mm_assets.yaml"
+    file.write_text("sources: [{uri: .}]\nlake: {uri: ../lake}\nmodels: {pack: nowhere}\n", encoding="utf-8")
+    told = [
+        f["message"] for group in findings("-c", str(file), code=1).values() for f in group if f["status"] == "FAIL"
+    ]
+    assert len(told) == len(set(told)) == 1
+
+
+def test_doctor_tells_what_sources_share_and_leave_out(tmp_path: Path) -> None:
+    """Two sources over one place are allowed, and told; so is a lake inside a source."""
+    (tmp_path / "media" / "films").mkdir(parents=True)
+    (tmp_path / "media" / "a.txt").write_text("a", encoding="utf-8")
+    file = tmp_path / "mm_assets.yaml"
+    file.write_text("sources: [{uri: media}, {uri: media/films}]\nlake: {uri: media/results}\n", encoding="utf-8")
+    settings = load_settings(file)
+    found = list(probes._settings(settings, file))
+    assert [finding.status for finding in found] == ["ok", "warn"]
+    assert "media" in found[1].message
+    [source] = probes._source(settings.sources[0], settings)
+    assert source.message.endswith("left out, since they are our own: results/")
 
 
 def test_doctor_compares_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,6 +267,9 @@ def test_list_of_skipped_tells_what_was_left_out(listed: Place) -> None:
     """Every row that is neither done nor waiting can be found and asked for."""
     found = {line["reason"] for line in _lines(_dlq(listed, "list", "--skipped", "--json"))}
     assert {"segments_dead", "unsupported"} <= found
+    assert _dlq(listed, "list", "--skipped").endswith("(or OBJECT, or --all).\n")
+    assert _dlq(listed, "list", "--skipped", "--reason", "dropped") == "Nothing was left out.\n"
+    _dlq(listed, "list", "--skipped", "--reason", "nix", code=2)
 
 
 def test_show_joins_row_and_record(listed: Place) -> None:
@@ -292,6 +295,14 @@ def test_replay_takes_objects_by_name(listed: Place) -> None:
     """An object that is not known is an error, and then nothing is replayed at all."""
     _dlq(listed, "replay", "picture1.png", "nothing.png", code=2)
     assert _dlq(listed, "replay", "picture1.png").startswith("1 step wanted again")
+
+
+def test_show_tells_what_is_wanted_again(listed: Place) -> None:
+    """Between replay and the next end of the step its story can still be read."""
+    _dlq(listed, "replay", "picture1.png")
+    [story] = json.loads(_dlq(listed, "show", "picture1.png", "--json"))
+    assert (story["state"], story["step"], story["reason"]) == ("wanted again", "faces", "model_error")
+    assert "wanted again" in _dlq(listed, "show", "picture1.png")
 
 
 def test_drop_shows_first_and_acts_on_yes(listed: Place) -> None:

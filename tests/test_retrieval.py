@@ -70,6 +70,8 @@ def retriever(place: Place) -> Retriever:
         ({"like": "nobody"}, "no keyframe is indexed for segment 'nobody'"),
         ({"text": "x", "where": "durations_s > 5"}, "did you mean duration_s"),
         ({"text": "x", "where": "start_s >"}, "not a condition"),
+        ({"text": "x", "where": "start_s"}, "no condition but DOUBLE"),
+        ({"text": "x", "where": " "}, "where is empty"),
         ({"text": "x", "where": "true " * 5_000}, "25000 characters, 10000 at most"),
     ],
 )

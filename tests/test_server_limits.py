@@ -312,6 +312,7 @@ def test_end_is_in_good_order(place: Place, number: signal.Signals) -> None:
     """It says what is on; on a signal it finishes what it began to accept, within ten seconds, with code 0."""
     with served(place) as (process, port, said):
         assert [line.split()[2] for line in said[1:4]] == ["on", "off:", "on"]
+        assert Client(port).ask("GET", "/healthz").status == 200  # it listens before it serves
         body = json.dumps({"events": [upload_event("a.jpg")]}).encode()
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         connection.putrequest("POST", "/events/b2")
@@ -330,6 +331,17 @@ def test_end_is_in_good_order(place: Place, number: signal.Signals) -> None:
         assert process.wait(10) == 0
         assert time.monotonic() - started < 10
     assert place.open().ledger.inbox.depth() == 1
+
+
+def test_a_start_can_be_ended(place: Place) -> None:
+    """SIGTERM before it listens ends with code 0, as one afterwards."""
+    command = [sys.executable, "-c", "from mm_assets.cli import main; main()", "serve", "--port", "0"]
+    config = ["--config", str(place.config_file)]
+    with subprocess.Popen([*command, *config], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "Starting.\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
 
 
 HANGING = """

@@ -50,6 +50,11 @@ def test_variables_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("runs: {batch_objects: 0}\n", "runs.batch_objects"),
         ("sources: [\n", "YAML"),
         ("- a\n", "by name"),
+        ("lake: {uri: x, endpoint: y}\n", "lake.endpoint: there is no such setting; is `endpoint_url` meant"),
+        ("sources: [{uri: x, aliases: y}]\n", "is `alias` meant"),
+        ("sources: media\n", "sources: it must be a list"),
+        ("runs: {max_tries: many}\n", "runs.max_tries: it must be a whole number"),
+        ("sources: [{alias: x}]\n", "sources.0.uri: it must be given"),
     ],
 )
 def test_wrong_settings_are_one_message_that_names_them(tmp_path: Path, text: str, named: str) -> None:

@@ -6,6 +6,7 @@ import that ``mm --help`` would wait for.
 Exit codes: 0 done · 1 a run, a check or a service failed · 2 wrong usage or settings · 130 interrupted.
 """
 
+from pathlib import Path
 from typing import IO, Any
 
 import click
@@ -28,7 +29,7 @@ from mm_assets.cli import (
     status,
     verify,
 )
-from mm_assets.cli.options import examples
+from mm_assets.cli.options import config_option, examples
 from mm_assets.errors import ConfigError, MmAssetsError
 
 _INTERRUPTED = """
@@ -83,8 +84,20 @@ class _Group(click.Group):
 )
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="mm-assets", prog_name="mm")
-def main() -> None:
+@config_option
+@click.pass_context
+def main(context: click.Context, config: Path | None) -> None:
     """Turn a bucket of media into searchable tables in your own bucket."""
+    if config is not None:
+        context.default_map = _with_config(main, str(config))
+
+
+def _with_config(group: click.Group, config: str) -> dict[str, Any]:
+    """Return the default of every command below a group whose settings file was named before the command."""
+    return {
+        name: _with_config(command, config) if isinstance(command, click.Group) else {"config": config}
+        for name, command in group.commands.items()
+    }
 
 
 _COMMANDS = (

@@ -5,7 +5,7 @@ Put here: filters, and showing before acting. Keep out: the rules of when someth
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,8 +87,11 @@ def list_letters(*, as_json: bool, config: Path | None, **filters: Any) -> None:
         for document in [*map(to_dict, letters), *map(_refusal_to_dict, refusals)]:
             print_json(document)
         return
-    _print_letters([*map(to_dict, letters), *map(_refusal_to_dict, refusals)])
-    if letters:
+    nothing = "Nothing was left out." if filters["skipped"] else "No dead letters."
+    _print_letters([*map(to_dict, letters), *map(_refusal_to_dict, refusals)], nothing)
+    if letters and filters["skipped"]:
+        click.echo("Want them after all: mm dlq replay --skipped --reason … (or OBJECT, or --all).")
+    elif letters:
         click.echo(
             "Try again: mm dlq replay --reason … (or OBJECT, or --all). All that is known of one: mm dlq show OBJECT."
         )
@@ -117,7 +120,7 @@ def show(text: str, *, as_json: bool, config: Path | None) -> None:
     for story in stories:
         print_pairs({name: value for name, value in story.items() if not isinstance(value, dict)})
         for name in ("made_by", "versions"):
-            click.echo(f"{name}: {printable(', '.join(f'{k} {v}' for k, v in story.get(name, {}).items()))}")
+            click.echo(f"{name}: {printable(', '.join(_flat(story.get(name, {}))))}")
         click.echo()
 
 
@@ -192,12 +195,18 @@ def _check_names(workspace: "Workspace", filters: dict[str, Any]) -> None:
     if filters["source"] is not None:
         workspace.settings.source(filters["source"])
     known = {"step": [*workspace.recipes, "discovery"]}
-    if not filters["skipped"]:  # reasons of what was left out are no closed list
-        known["reason"] = [str(reason) for reason in Reason]
+    known["reason"] = _reasons_of_skipped(workspace) if filters["skipped"] else [str(reason) for reason in Reason]
     for name, values in known.items():
         if filters[name] not in {None, *values}:
-            msg = f"no {name} is called {filters[name]!r}; known: {', '.join(values)}"
+            msg = f"no {name} is called {filters[name]!r}; known: {', '.join(values) or 'none'}"
             raise ConfigError(msg)
+
+
+def _reasons_of_skipped(workspace: "Workspace") -> list[str]:
+    """Return the reasons for which anything was left out here, and those that are always known."""
+    counts = workspace.ledger.work.counts(dict(workspace.recipes))
+    found = {reason for _, state, reason in counts if state == "skipped" and reason}
+    return sorted(found | {"dropped", "cancelled", str(Reason.TOO_LARGE), str(Reason.UNSUPPORTED)})
 
 
 def _chosen(
@@ -274,16 +283,32 @@ def _refusal_to_dict(refusal: "Refusal") -> dict[str, Any]:
 
 
 def _read_stories(workspace: "Workspace", object_id: str) -> list[dict[str, Any]]:
-    """Return, for each dead step of an object, the ledger's row over the lake's record."""
+    """Return, for each dead step of an object, the ledger's row over the lake's record.
+
+    Records without such a row follow: those steps are wanted again, and have not come to an end yet.
+    """
     from mm_assets.ledger.dead import DeadFilter
 
     letters = workspace.ledger.dead.letters(DeadFilter(object_ids=[object_id], recipes=workspace.recipes))
-    return [(workspace.lake.read_dead_letter(object_id, letter.step) or {}) | to_dict(letter) for letter in letters]
+    records = {
+        step: workspace.lake.read_dead_letter(object_id, step) for _, step, _ in workspace.lake.dead_letters(object_id)
+    }
+    stories = [(records.pop(letter.step, None) or {}) | to_dict(letter) for letter in letters]
+    return stories + [{"state": "wanted again"} | record for record in records.values() if record]
 
 
-def _print_letters(documents: Sequence[dict[str, Any]]) -> None:
+def _flat(values: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """Yield names with their values, those of a part after the name of the part."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{within}{name}.")
+        elif value not in (None, ""):
+            yield f"{within}{name} {value}"
+
+
+def _print_letters(documents: Sequence[dict[str, Any]], nothing: str = "No dead letters.") -> None:
     if not documents:
-        click.echo("No dead letters.")
+        click.echo(nothing)
         return
     rows = [
         (f"{d['source']}/{d['key']}", d["step"], d["reason"], d.get("tries"), d["died_at"], _short(d["error"] or ""))

@@ -32,7 +32,8 @@ def doctor(*, as_json: bool, config: Path | None) -> None:
             print_json({"status": finding.status, "name": finding.name, "message": finding.message})
         else:
             status = click.style(f"{finding.status:<4}", fg=_COLOURS[finding.status])
-            click.echo(f"{status}  {finding.name:<18}  {printable(finding.message)}")
+            message = ("\n" + " " * 26).join(map(printable, finding.message.splitlines()))
+            click.echo(f"{status}  {finding.name:<18}  {message}")
     if n_failed:
         click.echo(f"{n_failed} failed.", err=True)
         raise click.exceptions.Exit(1)

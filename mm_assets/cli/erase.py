@@ -85,13 +85,15 @@ def _print_versions(versions: "Sequence[KnownObject]", n_leaving: int) -> None:
 
 
 def _erase(workspace: "Workspace", versions: "Sequence[KnownObject]", config: Path | None) -> None:
+    from mm_assets.cli.ingest import progress
     from mm_assets.cli.runs import refresh
     from mm_assets.flows import receipts, removing
 
     before = receipts.names(workspace)
     if versions:
         click.echo(f"{counted(removing.erase(workspace, versions), 'version')} marked as erased.")
-    summary = refresh(config)
+    with progress() as report:
+        summary = refresh(config, "mm erase", report)
     _print_receipts(workspace, versions, sorted(receipts.names(workspace) - before))
     if summary.failed_runs:
         errors = "; ".join(summary.failed_runs.values())

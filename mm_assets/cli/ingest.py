@@ -59,7 +59,8 @@ def ingest(
 
     SOURCE is an alias; without one, all sources are listed. Each run is a run of Dagster and shows in its UI. It can be
     stopped at any moment, by Ctrl-C or SIGTERM, and started again. Objects that cannot be processed are told and do not
-    fail the command; a source that does not answer does (exit code 1), after the work on the others is done.
+    fail the command; a source that does not answer does (exit code 1), after the work on the others is done. A folder or
+    bucket that does not exist is a wrong setting: nothing is done (exit code 2).
 
     With --watch it goes on: events are taken from the inbox and from queues, sources are listed again and again, tables
     are published when enough has changed. A line tells each change; a service that fails is told and tried again. It
@@ -88,7 +89,7 @@ def run_ingest(config: Path | None, aliases: Sequence[str] = (), *, refresh: boo
     from mm_assets.cli import runs
 
     try:
-        with _progress() as report:
+        with progress() as report:
             return runs.ingest(config, aliases=aliases or None, refresh=refresh, on_progress=report)
     except dg.DagsterExecutionInterruptedError as error:
         raise KeyboardInterrupt from error
@@ -133,7 +134,8 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def _progress() -> Iterator[Report]:
+def progress() -> Iterator[Report]:
+    """Show progress on stderr: bars on a terminal, else lines."""
     if not sys.stderr.isatty():
         yield _Lines()
         return

@@ -39,6 +39,8 @@ def init(
     text = write_template(sources or ("media",), lake, given)
     _check(text, config)
     _write(config, text, force=force)
+    if not sources:
+        click.echo("No --source was given, so the folder `media` stands there: put your own in its place.", err=True)
     click.echo(f"Wrote {config}. Look it over, then: mm doctor")
 
 

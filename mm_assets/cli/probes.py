@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Literal
 
 from mm_assets.buckets.base import Store
+from mm_assets.cli.opening import read_settings
 from mm_assets.errors import ConfigError, MmAssetsError
-from mm_assets.settings import Location, Settings, SourceSettings, find_config_file, load_settings
+from mm_assets.settings import Location, Settings, SourceSettings, find_config_file
 
 Status = Literal["ok", "warn", "FAIL"]
 _SKEW_WARN_S, _SKEW_FAIL_S = 60, 900  # Amazon refuses requests that are 15 minutes off
@@ -41,10 +42,18 @@ class Finding:
 def examine(config: Path | None) -> Iterator[Finding]:
     """Yield findings as they are made; a probe that fails never stops the others."""
     try:
-        settings = load_settings(config)
+        settings = read_settings(config, for_sources=True)
     except MmAssetsError as error:
         yield Finding("FAIL", "settings", str(error))
         return
+    told: set[str] = set()
+    for finding in _probe_all(settings, config):
+        if finding.status == "ok" or finding.message not in told:  # one cause fails several probes in the same words
+            yield finding
+        told.add(finding.message)
+
+
+def _probe_all(settings: Settings, config: Path | None) -> Iterator[Finding]:
     yield from _settings(settings, config)
     for source in settings.sources:
         yield from _guarded(f"source {source.alias}", lambda s=source: _source(s, settings))  # type: ignore[misc]
@@ -73,12 +82,14 @@ def _guarded(name: str, probe: Callable[[], Iterable[Finding]]) -> Iterator[Find
 
 
 def _settings(settings: Settings, config: Path | None) -> Iterator[Finding]:
-    file = find_config_file(config) or "the environment"
-    if not settings.sources:
-        yield Finding("warn", "settings", f"no sources in {file}; write a file with `mm init`")
-    else:
-        aliases = ", ".join(source.alias for source in settings.sources)
-        yield Finding("ok", "settings", f"{file}; sources: {aliases}")
+    from mm_assets.flows.workspace import is_within
+
+    aliases = ", ".join(source.alias for source in settings.sources)
+    yield Finding("ok", "settings", f"{find_config_file(config) or 'the environment'}; sources: {aliases}")
+    for one, other in combinations(settings.sources, 2):
+        if is_within(one, other) or is_within(other, one):
+            both = f"{one.alias} ({one.uri}) and {other.alias} ({other.uri})"
+            yield Finding("warn", "settings", f"{both} share keys: what both select is stored and shown twice")
 
 
 def _source(source: SourceSettings, settings: Settings) -> Iterator[Finding]:
@@ -87,7 +98,7 @@ def _source(source: SourceSettings, settings: Settings) -> Iterator[Finding]:
     from mm_assets.resources.s3 import open_store
 
     name = f"source {source.alias}"
-    reserved_prefixes(source, settings)
+    own = reserved_prefixes(source, settings)
     store = open_store(source)
     store.check()
     first = next((stored for stored in store.list_page(limit=100).objects if stored.size_bytes), None)
@@ -95,7 +106,8 @@ def _source(source: SourceSettings, settings: Settings) -> Iterator[Finding]:
         yield Finding("warn", name, f"{source.uri} can be listed, but holds nothing; is the prefix right?")
         return
     store.read_range(first.key, 0, 16)
-    yield Finding("ok", name, f"{source.uri} can be listed and read")
+    left_out = f"; left out, since they are our own: {', '.join(own)}" if own else ""
+    yield Finding("ok", name, f"{source.uri} can be listed and read{left_out}")
 
 
 def _lake(settings: Settings) -> Iterator[Finding]:

@@ -112,11 +112,11 @@ def ingest(
         return runner.finish(started)
 
 
-def refresh(config_file: Path | None, reason: str = "mm erase") -> Summary:
+def refresh(config_file: Path | None, reason: str, on_progress: OnProgress = lambda *_: None) -> Summary:
     """Run the refresh job alone, whether it is due or not."""
     started = time.monotonic()
     workspace = open_workspace(read_settings(config_file))
-    with closing(workspace), Runner(workspace, config_file) as runner:
+    with closing(workspace), Runner(workspace, config_file, on_progress) as runner:
         runner.refresh(reason)
         return runner.finish(started)
 

@@ -14,6 +14,15 @@ from mm_assets.cli.output import place, print_json, print_table
 if TYPE_CHECKING:
     import polars as pl
 
+
+def _not_blank(_ctx: click.Context, param: click.Parameter, text: str | None) -> str:
+    """Tell what was not given from what is empty, a variable of a script that was not set, say."""
+    if text is not None and not text.strip():
+        msg = "it is empty"
+        raise click.BadParameter(msg, param=param)
+    return text or ""
+
+
 _PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -24,20 +33,27 @@ _PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
     'mm search "a person" --image photo.jpg --limit 3 --json',
 )
 @click.command()
-@click.argument("text", required=False, default="")
+@click.argument("text", required=False, callback=_not_blank)
 @click.option("--image", type=_PICTURE, help="What looks like a picture.")
 @click.option("--face", type=_PICTURE, help="Who is on a picture: its largest face.")
-@click.option("--like", metavar="SEGMENT", default="", help="What looks like a segment, by its id.")
+@click.option("--like", metavar="SEGMENT", callback=_not_blank, help="What looks like a segment, by its id.")
 @click.option(
-    "--said", metavar="WORDS", default="", help='Words that are spoken; "a phrase" and begin* are understood.'
+    "--said",
+    metavar="WORDS",
+    callback=_not_blank,
+    help='Words that are spoken; "a phrase" and begin* are understood.',
 )
-@click.option("--shown", metavar="WORDS", default="", help="Words on screen or page, in the same way.")
-@click.option("--where", metavar="SQL", default="", help="Condition on `moments` (see `mm sql 'DESCRIBE moments'`).")
+@click.option("--shown", metavar="WORDS", callback=_not_blank, help="Words on screen or page, in the same way.")
+@click.option(
+    "--where", metavar="SQL", callback=_not_blank, help="Condition on `moments` (see `mm sql 'DESCRIBE moments'`)."
+)
 @click.option("--limit", type=click.IntRange(1), default=10, show_default=True, help="Answers at most, up to 1,000.")
 @click.option("--group-by", type=click.Choice(["object"]), help="One answer for each object.")
 @click.option("--diversify", type=click.FloatRange(0, 1), default=0.0, help="0…1: prefer answers that differ.")
 @click.option("--collapse", is_flag=True, help="Leave out near-duplicates of better answers.")
-@click.option("--spaces", metavar="NAMES", default="", help="Signals to use: visual, face, words; default: all.")
+@click.option(
+    "--spaces", metavar="NAMES", callback=_not_blank, help="Signals to use: visual, face, words; default: all."
+)
 @click.option("--explain", is_flag=True, help="Show the place that each signal gave.")
 @json_option
 @config_option
@@ -47,12 +63,12 @@ def search(*, config: Path | None, as_json: bool, explain: bool, limit: int, spa
     Everything that is given counts: moments that several signals name come first (reciprocal rank fusion, k = 60), so
     scores compare within one answer only. Needs the lake and the models, nothing else.
     """
+    from mm_assets.cli.opening import read_settings
     from mm_assets.resources.readers import open_retriever
     from mm_assets.retrieval import Question
-    from mm_assets.settings import load_settings
 
     question = Question(**asked, k=limit, spaces=tuple(spaces.replace(",", " ").split()))
-    answer = open_retriever(load_settings(config)).ask(question)
+    answer = open_retriever(read_settings(config)).ask(question)
     for note in answer.notes:
         click.echo(note, err=True)
     if as_json:

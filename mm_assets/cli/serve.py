@@ -24,18 +24,29 @@ def serve(*, host: str | None, port: int | None, config: Path | None) -> None:
 
     TLS is the business of what stands before it. An address beyond this machine needs serve.api_keys.
     """
-    from mm_assets.cli.opening import open_books, read_settings
+    from mm_assets.cli.ingest import ended_by_sigterm
+    from mm_assets.cli.opening import read_settings
+
+    settings = read_settings(config)
+    try:
+        with ended_by_sigterm():
+            _serve(settings, host or settings.serve.host, settings.serve.port if port is None else port, config)
+    except KeyboardInterrupt:  # before it listened
+        pass
+    click.echo("Stopped; what was accepted is in the ledger.")
+
+
+def _serve(settings: "Settings", host: str, port: int, config: Path | None) -> None:
+    from mm_assets.cli.opening import open_books
     from mm_assets.server.access import check_address
     from mm_assets.server.app import build_app
     from mm_assets.server.running import listen, run
 
-    settings = read_settings(config)
-    host = host or settings.serve.host
     check_address(host, settings.serve)
-    with open_books(config) as workspace, listen(host, settings.serve.port if port is None else port) as listening:
+    click.echo("Starting.", err=True)
+    with open_books(config) as workspace, listen(host, port) as listening:
         _say_what_is_on(settings, f"http://{_address(listening.getsockname())}")
         run(build_app(workspace), listening)
-    click.echo("Stopped; what was accepted is in the ledger.")
 
 
 def _address(name: tuple[str, int]) -> str:

@@ -86,16 +86,18 @@ def _published(workspace: "Workspace", object_id: str) -> dict[str, Any]:
     try:
         connection = open_tables(workspace.lake, workspace.settings.cache)
     except ConfigError:
-        return {"segments": [], "found": {}}
+        return {"is_published": False, "segments": [], "found": {}}
     with connection:
         views = {name for (name,) in connection.execute("SHOW TABLES").fetchall()}
+        query = "SELECT count(*) FROM raw_objects WHERE object_id = ?"
+        [(n,)] = connection.execute(query, [object_id]).fetchall() if "raw_objects" in views else [(0,)]
         segments = _rows(connection, "segments", ("segment_id", "segment_kind", "frame_s"), object_id)
         found = {
             table: rows
             for table, columns in _FOUND.items()
             if table in views and (rows := _rows(connection, table, columns, object_id))
         }
-    return {"segments": segments, "found": found}
+    return {"is_published": n > 0, "segments": segments, "found": found}
 
 
 def _rows(
@@ -122,7 +124,8 @@ def _print_story(story: dict[str, Any]) -> None:
     ]
     print_table(("step", "state", "rows", "reason", "error", "older recipe"), rows)
     if not story["segments"]:
-        click.echo("Nothing of it is published.")
+        without = "It is in the tables, without segments: nothing of it was decoded."
+        click.echo(without if story["is_published"] else "Nothing of it is published yet.")
         return
     click.echo()
     print_table(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import duckdb
 
 _FETCH = 10_000
+_ASKING = {"SELECT", "EXPLAIN", "PRAGMA", "CALL", "MULTI", "COPY", "EXPORT"}  # PIVOT is several statements to DuckDB
 _INTERRUPT_S = 0.1
 _Answer = TypeVar("_Answer")
 
@@ -31,26 +32,31 @@ _Answer = TypeVar("_Answer")
 )
 @click.command()
 @click.argument("query")
-@click.option("--json", "form", flag_value="json", help="Print one JSON object a line.")
-@click.option("--csv", "form", flag_value="csv", help="Print CSV.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @config_option
-def sql(query: str, form: str | None, config: Path | None) -> None:
+def sql(query: str, *, as_json: bool, as_csv: bool, config: Path | None) -> None:
     """Query the published tables with DuckDB.
 
-    Each table of docs/tables.md is a view; so are `moments` (segments with their objects) and `dead_letters`.
+    Each table of docs/tables.md is a view; so are `moments` (segments with their objects) and `dead_letters`. QUERY is
+    one statement. Nothing in the lake can be changed by it, but it has your rights on this machine: it can read any
+    file (`FROM 'other.parquet'`), and COPY … TO writes one.
     """
+    if as_json and as_csv:
+        msg = "--json and --csv are two forms; take one"
+        raise click.UsageError(msg)
+    from mm_assets.cli.opening import read_settings
     from mm_assets.resources.readers import open_lake
     from mm_assets.retrieval import open_tables
-    from mm_assets.settings import load_settings
 
-    settings = load_settings(config)
+    settings = read_settings(config)
     with open_tables(open_lake(settings), settings.cache) as connection:
         columns, rows = _run(connection, query)
-        if form == "json":
+        if as_json:
             _check_names(columns)
             for row in rows:
                 print_json(dict(zip(columns, row, strict=True)))
-        elif form == "csv":
+        elif as_csv:
             csv.writer(sys.stdout).writerows([columns])
             csv.writer(sys.stdout).writerows(rows)
         else:
@@ -58,10 +64,15 @@ def sql(query: str, form: str | None, config: Path | None) -> None:
 
 
 def _run(connection: "duckdb.DuckDBPyConnection", query: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
-    answer = _done(connection, lambda: connection.execute(query))
-    if answer is None:
-        msg = "there is no statement in it"
+    statements = _done(connection, lambda: connection.extract_statements(query))
+    if len(statements) != 1:
+        msg = f"one statement is asked for, not {len(statements)}"
         raise ConfigError(msg)
+    [statement] = statements
+    if statement.type.name not in _ASKING:
+        msg = f"{statement.type.name} is not for here: the tables are views of files, which a query can only read"
+        raise ConfigError(msg)
+    answer = _done(connection, lambda: connection.execute(statement))
     columns = [column[0] for column in answer.description or []]
     return columns, _fetch(answer)
 

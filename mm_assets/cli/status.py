@@ -108,6 +108,8 @@ def _requests(workspace: "Workspace") -> dict[str, int]:
 def _print_status(state: dict[str, Any]) -> None:
     rows = [(s["source"], s["n_live"], _when(s["listed_at"]), _calls(s), s["uri"]) for s in state["sources"]]
     print_table(("source", "objects", "listed", "list calls today", "uri"), rows)
+    if not state["sources"]:
+        click.echo("No source is set: name a bucket or folder below `sources`.", err=True)
     for source in state["sources"]:
         _print_alarms(source)
     counts = {(s["step"], s["state"], s["reason"]): s["n_objects"] for s in state["steps"]}

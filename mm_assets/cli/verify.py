@@ -44,13 +44,13 @@ def verify(context: click.Context, *, deep: bool, yes: bool, as_json: bool, conf
     kinds: Counter[str] = Counter()
     with open_books(config) as workspace:
         differences = _counted(find_differences(workspace, deep=deep), shown, kinds, as_json=as_json)
-        wanted = repair(workspace, differences) if yes else Counter(dict.fromkeys(_exhaust(differences), 0))
+        repairable = repair(workspace, differences) if yes else Counter(d.kind for d in differences if d.is_repairable)
     if not kinds:
         click.echo("equal", err=as_json)
         return
     if not as_json:
         print_table(("difference", "where", "found"), shown)
-    _print_summary([(kind, n, wanted[kind]) for kind, n in sorted(kinds.items())], yes=yes, as_json=as_json)
+    _print_summary([(kind, n, repairable[kind]) for kind, n in sorted(kinds.items())], yes=yes, as_json=as_json)
     context.exit(1)
 
 
@@ -69,20 +69,21 @@ def _counted(
 
 def _print_summary(rows: Sequence[tuple[str, int, int]], *, yes: bool, as_json: bool) -> None:
     """Say how many there are of each kind and what comes next; beside JSON on stderr."""
+    done = "wanted again" if yes else "repairable"
     if as_json:
-        for kind, n, n_wanted in rows:
-            click.echo(f"{kind}: {n}, wanted again: {n_wanted}", err=True)
+        for kind, n, n_repairable in rows:
+            click.echo(f"{kind}: {n}, {done}: {n_repairable}", err=True)
     else:
-        print_table(("difference", "n", "wanted again"), rows)
-    again = "What is wanted again is made by the next `mm ingest`."
-    click.echo(again if yes else "Have it repaired: mm verify --yes; mm ingest", err=as_json)
+        print_table(("difference", "n", done), rows)
+    if yes:
+        advice = "What is wanted again is made by the next `mm ingest`."
+    elif any(n for _, _, n in rows):
+        advice = "Have it repaired: mm verify --yes; mm ingest"
+    else:
+        advice = "Nothing is damaged: `mm ingest`, or `mm gc` where it is named, does what is left."
+    click.echo(advice, err=as_json)
 
 
 def to_dict(found: "Difference") -> dict[str, object]:
     """Return a difference as plain values."""
-    is_repairable = bool(found.redo or found.rewrite or found.rebuild)
-    return {"kind": found.kind, "where": found.where, "found": found.found, "is_repairable": is_repairable}
-
-
-def _exhaust(differences: "Iterable[Difference]") -> set[str]:
-    return {found.kind for found in differences}
+    return {"kind": found.kind, "where": found.where, "found": found.found, "is_repairable": found.is_repairable}

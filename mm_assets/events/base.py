@@ -125,7 +125,8 @@ def text(record: Record, name: str) -> str:
     """Return a text that must be there."""
     value = record.get(name)
     if not isinstance(value, str):
-        raise DeliveryRefusedError(400, "malformed", f"{name} is no text")
+        fault = "is no text" if name in record else "is missing"
+        raise DeliveryRefusedError(400, "malformed", f"{name} {fault}")
     return value
 
 

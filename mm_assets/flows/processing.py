@@ -34,6 +34,7 @@ from mm_assets.identity import short_hash
 from mm_assets.ledger import Claim
 
 _GROUP_SEGMENTS = 128  # enough to fill the accelerator for each step in turn
+_FIRST_SEGMENTS = 16  # of the first group, so that something is done and told soon; the next are twice as large each
 _GROUP_OBJECTS = 64
 _LOG = logging.getLogger(__name__)
 
@@ -103,11 +104,12 @@ def _pausing_at_the_lakes_cap(workspace: Workspace) -> Iterator[None]:
 
 def _groups(prepared: Iterator[Prepared]) -> Iterator[list[Prepared]]:
     group: list[Prepared] = []
+    enough = _FIRST_SEGMENTS
     for item in prepared:
         group.append(item)
-        if len(group) >= _GROUP_OBJECTS or sum(member.n_segments for member in group) >= _GROUP_SEGMENTS:
+        if len(group) >= _GROUP_OBJECTS or sum(member.n_segments for member in group) >= enough:
             yield group
-            group = []
+            group, enough = [], min(2 * enough, _GROUP_SEGMENTS)
     if group:
         yield group
 

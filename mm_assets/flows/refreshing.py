@@ -196,7 +196,8 @@ def freeze_taxonomy(workspace: Workspace) -> Built:
         frozen = taxonomy.freeze(encoder.encode_texts)
         return {"digest": taxonomy.digest}, {"model.parquet": _model_file(frozen.to_table())}
 
-    return _build(workspace, _Plan(TAXONOMY, {recipe}, [taxonomy.digest], 0, extractor.card.dim or 0), build)
+    n_tags = sum(1 for _ in taxonomy.members())
+    return _build(workspace, _Plan(TAXONOMY, {recipe}, [taxonomy.digest], n_tags, extractor.card.dim or 0), build)
 
 
 def _read_taxonomy(workspace: Workspace) -> Taxonomy:

@@ -55,6 +55,11 @@ class Difference:
     rewrite: tuple[str, int] | None = None
     rebuild: str | None = None
 
+    @property
+    def is_repairable(self) -> bool:
+        """Whether something is damaged that can be made again; all else ends with the next ingest, or ``mm gc``."""
+        return bool(self.redo or self.rewrite or self.rebuild)
+
 
 def find_differences(workspace: Workspace, *, deep: bool = False) -> Iterator[Difference]:
     """Compare everything; what changes meanwhile shows as a difference.
@@ -90,7 +95,7 @@ def repair(workspace: Workspace, differences: Iterable[Difference]) -> Counter[s
             workspace.ledger.catalog.forget_shard_files([found.rewrite])
         if found.rebuild is not None:
             workspace.ledger.removals.forget_generation(found.rebuild)
-        if found.redo or found.rewrite or found.rebuild:
+        if found.is_repairable:
             wanted[found.kind] += 1
     return wanted
 

@@ -125,11 +125,17 @@ def reserved_prefixes(source: SourceSettings, settings: Settings) -> tuple[str, 
     return tuple(prefix for location in own if (prefix := _prefix_within(source, location)) is not None)
 
 
+def is_within(inner: Location, outer: Location) -> bool:
+    """Whether a place is another one, or lies in it."""
+    place, around = _path(inner), _path(outer)
+    return inner.is_bucket == outer.is_bucket and (place == around or around in place.parents)
+
+
 def _prefix_within(source: SourceSettings, own: Location) -> str | None:
     if source.is_bucket != own.is_bucket:
         return None
     outer, inner = _path(source), _path(own)
-    if outer == inner or inner in outer.parents:
+    if is_within(source, own):
         msg = f"source {source.alias!r} ({source.uri}) lies inside {own.uri}, which holds results; watch another place"
         raise ConfigError(msg)
     return f"{inner.relative_to(outer).as_posix()}/" if outer in inner.parents else None

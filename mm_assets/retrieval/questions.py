@@ -64,6 +64,9 @@ class Question:
         if not any((self.text, self.image, self.face, self.like, self.said, self.shown)):
             msg = "nothing is asked; give a text, words that are said or shown, a picture, a face, or a segment"
             raise ConfigError(msg)
+        if self.where and not self.where.strip():
+            msg = "where is empty"
+            raise ConfigError(msg)
         wrong = [name for name in (*self.spaces, *self.weights) if name not in SIGNALS]
         if wrong:
             msg = f"unknown signal {wrong[0]!r}; there are {', '.join(SIGNALS)}"

@@ -79,6 +79,7 @@ def segments_where(lake: Lake, cache: Path, where: str) -> pa.Array:
         )
         try:
             with _limited(connection):
+                _require_truths(connection, where)
                 found: pa.Table = connection.sql(query).to_arrow_table()
                 return found["segment_id"].combine_chunks()
         except duckdb.InterruptException as error:
@@ -100,6 +101,14 @@ def _require_one_select(connection: "duckdb.DuckDBPyConnection", query: str, whe
         raise ConfigError(_explain(connection, where, error)) from error
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
         msg = f"{where!r} is more than a condition; write what could stand after WHERE, e.g. media_kind = 'video'"
+        raise ConfigError(msg)
+
+
+def _require_truths(connection: "duckdb.DuckDBPyConnection", where: str) -> None:
+    """Raise ConfigError where it is a number or a text, which DuckDB would take for yes or no."""
+    kind = connection.sql(f"SELECT (\n{where}\n) FROM moments").types[0]  # noqa: S608  confined by now
+    if str(kind) not in {"BOOLEAN", "NULL"}:
+        msg = f"{where!r} is no condition but {kind}; compare it with something, e.g. duration_s > 5"
         raise ConfigError(msg)
 
 

@@ -417,15 +417,15 @@ def test_clip_learns() -> None:
     from training import clip
     from training.pairs import FrameSource
 
-    learner = clip.ClipLearner(clip.Recipe(batch=32, gallery=4), seed=1)
-    batch = FrameSource(np.random.default_rng(9), 3).draw_batch(32)
+    learner = clip.ClipLearner(clip.Recipe(batch=12, gallery=4), seed=1)
+    batch = FrameSource(np.random.default_rng(9), 3).draw_batch(12)
 
     def loss() -> torch.Tensor:
         with torch.no_grad():
             losses = learner._losses(batch)
         return losses["cells"] + losses["attributes"]
 
-    before, after = fall_of(loss, learner.step, 12)
+    before, after = fall_of(loss, learner.step, 8)
     assert after < before
 
 
@@ -452,7 +452,7 @@ def test_face_recogniser_learns() -> None:
     from training.face_recognition import RecognitionLearner
 
     learner = RecognitionLearner(1, batch=16, n_people=4, n_unseen=2)
-    losses = [learner.step(0.1)["loss"] for _ in range(25)]
+    losses = [learner.step(0.1)["loss"] for _ in range(16)]
     assert np.isfinite(losses).all()
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
@@ -471,7 +471,7 @@ def test_speech_model_learns(bank: Bank) -> None:
         with torch.no_grad():
             return torch.stack(list(learner._losses(test, 0).values())).sum()
 
-    before, after = fall_of(loss, learner.step, 15)
+    before, after = fall_of(loss, learner.step, 10)
     assert after < 0.95 * before
 
 

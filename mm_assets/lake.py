@@ -5,6 +5,7 @@ Put here: the layout of the lake and its Parquet. Keep out: what the rows mean, 
 
     results/{step}/{recipe}/{object_id[:2]}/{object_id}.parquet     one file = one result = the commit
     judgements/{name}/{generation}/{batch_id}.parquet               on arrival; a publish derives the same rows again
+    arrivals/{space}/{recipe}/{batch_id}.parquet                    on arrival; searched until the index holds the rows
     tables/{table}/shard={n}/part-0.parquet                         what analysts read with a glob
     tables/published.json                                           step → recipe that the tables show
     {kind}/{name}/{generation}/… · current.json                     indexes, models, baselines, taxonomies
@@ -29,6 +30,7 @@ from mm_assets.errors import ConfigError
 from mm_assets.schemas import Table, check_schema
 
 PROVENANCE = b"mm_assets"
+JUDGEMENTS, ARRIVALS = "judgements/", "arrivals/"  # of batches, until a publish shows the same rows
 _READ_THREADS = 8
 _ROWS_PER_GROUP = 64  # results hold images: a small group keeps readers' memory flat
 _SHARD_KEY = re.compile(r"tables/(?P<table>[^/]+)/shard=(?P<shard>\d{1,9})/part-0\.parquet")
@@ -237,9 +239,19 @@ class Lake:
 
     def write_judgements(self, name: str, generation: str, batch_id: str, rows: pa.Table) -> str:
         """Write the judgements that a batch made on arrival; returns the key."""
-        key = f"judgements/{name}/{generation}/{batch_id}.parquet"
+        key = f"{JUDGEMENTS}{name}/{generation}/{batch_id}.parquet"
         self.store.put(key, to_parquet(rows, {"judgement": name, "generation": generation}))
         return key
+
+    def write_arrivals(self, space: str, recipe: str, batch_id: str, rows: pa.Table) -> str:
+        """Write what a batch made for a space; returns the key."""
+        key = f"{ARRIVALS}{space}/{recipe}/{batch_id}.parquet"
+        self.store.put(key, to_parquet(rows, {"space": space, "recipe": recipe}))
+        return key
+
+    def arrivals(self, space: str, recipe: str) -> Iterator[StoredObject]:
+        """Yield what batches made for a space under a recipe and the index may not hold yet."""
+        return self.walk(f"{ARRIVALS}{space}/{recipe}/")
 
     def write_dead_letter(self, object_id: str, step: str, record: Mapping[str, Any]) -> None:
         """Write a dead letter, before the ledger says dead."""

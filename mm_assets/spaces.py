@@ -37,3 +37,4 @@ SPACES: Mapping[str, Space] = {
     "face": Space("face", ("faces",), "face_id"),
 }
 WORDS = Space("words", ("transcripts", "ocr_text", "segments"), "text_id")
+ALL_SPACES = (*SPACES.values(), WORDS)

@@ -8,10 +8,12 @@ phrases work where no spaces are written. Nothing is stemmed: the languages are 
 """
 
 import re
+import shutil
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -207,6 +209,28 @@ def update_texts(folder: Path, groups: Iterable[int], texts: Iterable[Text]) -> 
     writer.wait_merging_threads()
     index.reload()
     return int(index.searcher().num_docs)
+
+
+def extend_texts(folder: Path | None, texts: Iterable[Text]) -> TextIndex:
+    """Return an index of the texts in a folder and some more; the folder stays as it is.
+
+    Words are counted over all of them, so scores of both compare. Costs what the new texts cost: the files of the old
+    ones are linked, where the file system can.
+    """
+    with TemporaryDirectory(prefix="mm_assets-texts-") as copy:
+        for file in folder.iterdir() if folder is not None else ():
+            if file.suffix != ".lock":
+                _link_or_copy(file, Path(copy) / file.name)
+        update_texts(Path(copy), (), texts)
+        return TextIndex.open(Path(copy))  # maps the files, which last as long as they are mapped
+
+
+def _link_or_copy(file: Path, target: Path) -> None:
+    """Share a file that is never changed; tantivy replaces its two lists of files, and changes neither in place."""
+    try:
+        target.hardlink_to(file)
+    except OSError:  # another file system
+        shutil.copyfile(file, target)
 
 
 def _schema() -> Any:

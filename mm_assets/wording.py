@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
     ]
 )
 _SEGMENT = ("object_id", "bucket", "key", "etag", "segment_id", "start_s", "end_s", "page_number")
+SEGMENT_COLUMNS = (*_SEGMENT, "embedded_text")  # what is read of ``segments``
 _TEXT_LAYER = 1_000_000  # among the items of a segment, after all lines
 
 
@@ -69,7 +70,7 @@ def _shown(rows: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _layers(rows: pa.Table) -> Iterator[dict[str, Any]]:
-    for row in rows.select([*_SEGMENT, "embedded_text"]).to_pylist():
+    for row in rows.select(list(SEGMENT_COLUMNS)).to_pylist():
         if row["embedded_text"]:
             yield _text(row, item_id(row["segment_id"], _TEXT_LAYER), SHOWN, row["embedded_text"], [])
 

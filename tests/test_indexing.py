@@ -12,7 +12,18 @@ from vector_factory import grouped, names, part_rows, stored, unit
 
 from mm_assets.errors import ConfigError, SchemaError
 from mm_assets.identity import vector_id
-from mm_assets.indexing import INDEX_FILE, ROWS_FILE, VectorIndex, build_index, read_part, update_index, write_part
+from mm_assets.indexing import (
+    INDEX_FILE,
+    ROWS_FILE,
+    GrownIndex,
+    Part,
+    Rows,
+    VectorIndex,
+    build_index,
+    read_part,
+    update_index,
+    write_part,
+)
 from mm_assets.vectors import Floats, Ids, as_vector_ids
 
 HALF_PRECISION = 2e-3  # error of a cosine between codes of half precision, with room
@@ -203,6 +214,31 @@ def test_update_becomes_exact_below_the_limit() -> None:
     small = renamed(index, names(450), matrix[:450], exact_rows=450)
     assert (index.kind, small.kind) == ("ivf", "exact")
     assert renamed(small, names(500), matrix, exact_rows=450).kind == "ivf"
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(0, 40), m=st.integers(1, 40), k=st.integers(1, 60), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_a_grown_index_answers_as_one_of_all(n: int, m: int, k: int, share: float, seed: int) -> None:
+    """What came since is found and filtered like the rest; an item that is in both is there once, as indexed."""
+    matrix, _ = grouped(n + m, 12, 3, seed=seed)
+    random = np.random.default_rng(seed)
+    twice = min(n, 3)  # items that the last refresh took in, and whose arrivals are still there
+    arrived = part_rows(names(n + m)[n - twice :], matrix[n - twice :])
+    halves = [Part.in_memory("a", arrived.slice(0, m // 2 + twice), "item_id")]
+    halves += [Part.in_memory("b", arrived.slice(m // 2), "item_id")]
+    grown = GrownIndex(
+        build_index(stored(names(n), matrix[:n]) if n else Rows.of_parts([], 12), exact_rows=n, min_recall=1.0), halves
+    )
+    whole = build_index(stored(names(n + m), matrix), exact_rows=n + m, min_recall=1.0)
+    allowed = as_vector_ids(names(n + m))[random.random(n + m) < share]
+    queries = unit(random.normal(size=(3, 12)))
+    for within, of_whole in ((None, None), (grown.select(allowed), whole.select(allowed))):
+        similarity, ids = grown.search(queries, k, within)
+        expected, expected_ids = whole.search(queries, k, of_whole)
+        np.testing.assert_allclose(similarity, expected, atol=1e-5)
+        assert [set(row) for row in ids] == [set(row) for row in expected_ids]
+    assert len(grown.rows) == n + m
+    np.testing.assert_array_equal(grown.rows.gather(whole.rows.ids), whole.rows.gather(whole.rows.ids))
 
 
 @pytest.mark.parametrize("exact_rows", [0, 10_000])

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fakes import fake_extractors
-from flow_driver import ingest, refresh
+from flow_driver import ingest, process, refresh
 from PIL import Image
 from places import Place
 from vector_factory import unit
 
 from mm_assets.errors import ConfigError
+from mm_assets.flows.discovery import discover
 from mm_assets.indexing import Part, Rows, write_part
 from mm_assets.retrieval import Models, Question, Retriever
 from mm_assets.retrieval.fusing import Fused, choose, fuse
@@ -236,6 +237,68 @@ def test_a_retriever_goes_on_when_its_generation_is_replaced(
     assert before is not None
     shutil.rmtree(place.lake / "indexes" / "visual" / before["generation"], ignore_errors=True)
     assert set(retriever.search(text="anything")["key"]) == {"picture0.png", "picture1.png"}
+
+
+def test_what_a_batch_made_is_found_before_it_is_published(make_workspace: MakePlace) -> None:
+    """Vectors and words of new objects are searched at once, first of all and beside an index; then the index has them."""
+    place = make_workspace("picture0.png")
+    workspace = place.open()
+    discover(workspace, "source")
+    process(workspace)
+    retriever = open_retriever(place, link=lambda *_: "")
+    assert set(retriever.search(text="anything")["key"]) == {"picture0.png"}
+    assert not list(place.lake.glob("indexes/**/*.faiss"))
+
+    refresh(workspace)
+    place.add("clip.mp4", "picture1.png")
+    discover(workspace, "source")
+    process(workspace)
+    retriever = open_retriever(place, link=lambda *_: "")
+    before = retriever.search(text="anything", said="words", has_thumbnails=True)
+    assert set(before["key"]) == {"picture0.png", "picture1.png", "clip.mp4"}
+    rows = before.to_dicts()
+    assert any(row["snippet"] for row in rows if row["key"] == "clip.mp4")
+    assert all(row["thumbnail_jpeg"] for row in rows if row["key"] == "picture1.png")
+    assert set(retriever.search(text="anything", where="media_kind = 'image'")["key"]) == {"picture0.png"}
+
+    refresh(workspace)
+    assert not [file for file in place.lake.rglob("arrivals/**/*") if file.is_file()]
+    after = open_retriever(place).search(text="anything", said="words")
+    assert set(after["segment_id"]) == set(before["segment_id"])
+
+
+def test_a_running_search_sees_new_batches(make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retriever that is open looks again; what was erased meanwhile is found no more."""
+    monkeypatch.setattr("mm_assets.retrieval.retriever._CHECKED_EVERY_S", 0.0)
+    place = make_workspace("picture0.png")
+    workspace = place.open()
+    ingest(workspace)
+    retriever = open_retriever(place)
+    assert set(retriever.search(text="anything")["key"]) == {"picture0.png"}
+
+    place.add("picture1.png")
+    discover(workspace, "source")
+    process(workspace)
+    assert set(retriever.search(text="anything")["key"]) == {"picture0.png", "picture1.png"}
+
+    (place.source / "picture1.png").unlink()
+    discover(workspace, "source")
+    refresh(workspace)
+    assert set(retriever.search(text="anything")["key"]) == {"picture0.png"}
+
+
+def test_arrivals_beyond_the_bound_are_told(make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays bounded during a backlog, and the answer says that it is not the whole."""
+    monkeypatch.setattr("mm_assets.retrieval.retriever._ARRIVED_BYTES", 10)
+    place = make_workspace("picture0.png")
+    workspace = place.open()
+    ingest(workspace)
+    place.add("picture1.png")
+    discover(workspace, "source")
+    process(workspace)
+    answer = open_retriever(place).ask(Question(text="anything"))
+    assert set(answer.frame["key"]) == {"picture0.png"}
+    assert any("mm ingest" in note for note in answer.notes)
 
 
 def test_a_part_that_did_not_change_is_not_written_again(make_workspace: MakePlace) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm_assets.errors import ConfigError, SchemaError
-from mm_assets.texts import Text, TextIndex, mark_words, parse_question, update_texts, words_of
+from mm_assets.texts import Text, TextIndex, extend_texts, mark_words, parse_question, update_texts, words_of
 
 TEXTS = [
     Text(1, 0, "said", "The red car stops here."),
@@ -93,6 +93,28 @@ def test_update_replaces_groups(tmp_path: Path) -> None:
     index = TextIndex.open(tmp_path)
     assert set(ids_of(index, "red")) == {10, 6}
     assert ids_of(index, "house") == []
+
+
+def test_extending_counts_words_over_both_and_changes_nothing(tmp_path: Path) -> None:
+    """New texts are ranked as if they had been there; the folder is as it was, and a copy is not left behind."""
+    old = [Text(n, 0, "said", f"word{n} common") for n in range(50)]
+    update_texts(tmp_path / "old", (), old)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "old").iterdir()}
+    new = [Text(100, 9, "said", "rare common"), Text(101, 9, "said", "common common")]
+
+    extended = extend_texts(tmp_path / "old", new)
+
+    update_texts(tmp_path / "whole", (), [*old, *new])
+    whole = TextIndex.open(tmp_path / "whole")
+    for question in ("rare common", "word7 rare"):
+        terms = parse_question(question)
+        scores, ids = extended.search(terms, 60)
+        expected_scores, expected_ids = whole.search(terms, 60)
+        assert dict(zip(ids.tolist(), scores.tolist(), strict=True)) == pytest.approx(
+            dict(zip(expected_ids.tolist(), expected_scores.tolist(), strict=True))
+        )
+    assert {file.name: file.read_bytes() for file in (tmp_path / "old").iterdir()} == before
+    assert extend_texts(None, new).search(parse_question("rare"), 5)[1].tolist() == [100]
 
 
 def test_an_empty_index_answers_with_nothing(tmp_path: Path) -> None:

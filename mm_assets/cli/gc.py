@@ -53,8 +53,8 @@ class _Tally:
 def gc(*, days: float, recipes: bool, generations: bool, yes: bool, config: Path | None) -> None:
     """Remove what lies in the lake and nobody wants.
 
-    That is: results of versions that are unknown or left, dead letters of nothing dead, withdrawn shards, judgements on
-    arrival that are published by now, uploads that were never completed. Receipts stay. It refuses a lake that is not
+    That is: results of versions that are unknown or left, dead letters of nothing dead, withdrawn shards, rows of batches
+    that are published by now, uploads that were never completed. Receipts stay. It refuses a lake that is not
     this ledger's, and a ledger that is incomplete.
     """
     from mm_assets.cli.opening import open_books

@@ -19,7 +19,7 @@ from mm_assets.flows.locking import held
 from mm_assets.flows.publishing import is_listed, withdrawn_shards
 from mm_assets.flows.removing import old_generation_files
 from mm_assets.flows.workspace import Workspace
-from mm_assets.lake import DISCOVERY, parse_result_key
+from mm_assets.lake import ARRIVALS, DISCOVERY, JUDGEMENTS, parse_result_key
 from mm_assets.ledger.catalog import PUBLISH_LOCK
 
 _THREADS = 8
@@ -78,8 +78,9 @@ def find_garbage(workspace: Workspace, rules: Rules) -> Iterator[Garbage]:
     yield from _letters(workspace, before)
     yield from _shards(workspace, before)
     published_at = min(before, workspace.ledger.catalog.last_published_at())
-    for stored in _older(workspace.lake.walk("judgements/"), published_at):
-        yield Garbage("judgements on arrival, published since", stored.key, stored.size_bytes)
+    for prefix in (JUDGEMENTS, ARRIVALS):
+        for stored in _older(workspace.lake.walk(prefix), published_at):
+            yield Garbage(f"{prefix.rstrip('/')} of a batch, published since", stored.key, stored.size_bytes)
     for stored in _older(old_generation_files(workspace, (*OF_OBJECTS, TAXONOMY)), before) if rules.generations else ():
         yield Garbage("build that is not current", stored.key, stored.size_bytes)
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from mm_assets.anomalies import Baseline
 from mm_assets.clustering import ClusterModel
 from mm_assets.flows.workspace import Workspace
-from mm_assets.spaces import SPACES, WORDS
+from mm_assets.spaces import ALL_SPACES, SPACES
 from mm_assets.tagging import FrozenTaxonomy
 
 TAXONOMY = "taxonomies/visual"
@@ -22,12 +22,12 @@ BASELINE = "baselines/visual"
 
 
 # Those that hold vectors or texts of objects; a taxonomy holds those of its own prompts.
-OF_OBJECTS = (*(space.generation_name for space in (*SPACES.values(), WORDS)), CLUSTERS, BASELINE)
+OF_OBJECTS = (*(space.generation_name for space in ALL_SPACES), CLUSTERS, BASELINE)
 
 
 def tables_of(name: str) -> tuple[str, ...]:
     """Return the tables that a generation is made of, or made for."""
-    of_spaces = {space.generation_name: space.tables for space in (*SPACES.values(), WORDS)}
+    of_spaces = {space.generation_name: space.tables for space in ALL_SPACES}
     return of_spaces.get(name, SPACES["visual"].tables)
 
 

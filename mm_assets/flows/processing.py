@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from mm_assets.buckets.base import DailyCapError
 from mm_assets.flows import dead_letters, ends, metrics
+from mm_assets.flows.arriving import Arrivals
 from mm_assets.flows.ends import StepEnd
 from mm_assets.flows.extracting import extract_step
 from mm_assets.flows.judging import Judge
@@ -75,7 +76,8 @@ def process(
     """
     if not claims:
         return
-    judge, lease = Judge(workspace, batch_id), Lease(workspace, owner, claims)
+    judge, arrivals = Judge(workspace, batch_id), Arrivals(workspace, batch_id)
+    lease = Lease(workspace, owner, claims)
     try:
         with metrics.timed_run(workspace), _pausing_at_the_lakes_cap(workspace), giving_back(lease.give_back):
             for step in {step for claim in claims for step in claim.steps} & set(workspace.extractors):
@@ -85,8 +87,9 @@ def process(
                 preparer = Preparer(workspace, folder, workers=workers, adopt=adopt)
                 for group in _groups(preparer.run(claims)):
                     lease.check()
-                    yield from _process_group(workspace, group, judge, lease)
+                    yield from _process_group(workspace, group, judge, arrivals, lease)
                 judge.write()
+                arrivals.write()
     finally:
         lease.give_back()
 
@@ -114,11 +117,14 @@ def _groups(prepared: Iterator[Prepared]) -> Iterator[list[Prepared]]:
         yield group
 
 
-def _process_group(workspace: Workspace, group: list[Prepared], judge: Judge, lease: Lease) -> Iterator[ObjectEnd]:
+def _process_group(
+    workspace: Workspace, group: list[Prepared], judge: Judge, arrivals: Arrivals, lease: Lease
+) -> Iterator[ObjectEnd]:
     try:
         with finishing():
             rows = {step: extract_step(workspace, step, group) for step in workspace.extractors}
             judgements = judge.judge(rows.get("visual_embeddings", {}))
+            arrivals.add(group, rows)
             accepted = lease.finish([ends.to_finished(item.claim, end) for item in group for end in item.ends])
             answers = iter(accepted)
             kept = [tuple(end for end in item.ends if next(answers)) for item in group]

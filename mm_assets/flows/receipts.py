@@ -27,7 +27,7 @@ TABLE_ROWS = "table_rows"
 SCHEMA = pa.schema(
     [
         ("object_id", pa.string()),  # null for files of many versions
-        ("what", pa.string()),  # result | dead_letter | table_rows | judgements | generation
+        ("what", pa.string()),  # result | dead_letter | table_rows | judgements | arrivals | generation
         ("key", pa.string()),  # of the file in the lake
         ("n_rows", pa.int64()),
         ("outcome", pa.string()),

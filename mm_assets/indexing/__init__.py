@@ -1,12 +1,15 @@
-"""Vector indexes: ``VectorIndex`` and ``Selection`` search, ``build_index`` and ``update_index`` make, ``Rows`` holds."""
+"""Vector indexes: ``VectorIndex`` and ``GrownIndex`` search, ``build_index`` and ``update_index`` make, ``Rows`` holds."""
 
 from mm_assets.indexing.building import build_index, update_index
+from mm_assets.indexing.growing import GrownIndex, GrownSelection
 from mm_assets.indexing.parts import Part, Rows, read_part, read_rows, write_part, write_rows
 from mm_assets.indexing.searching import INDEX_FILE, ROWS_FILE, Selection, VectorIndex
 
 __all__ = [
     "INDEX_FILE",
     "ROWS_FILE",
+    "GrownIndex",
+    "GrownSelection",
     "Part",
     "Rows",
     "Selection",

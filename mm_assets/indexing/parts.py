@@ -61,6 +61,13 @@ class Part:
         values: Floats = vectors.flatten().to_numpy(zero_copy_only=True)
         return values.reshape(-1, vectors.type.list_size)
 
+    @classmethod
+    def in_memory(cls, name: str, rows: pa.Table, item_column: str) -> "Part":
+        """Return rows as a part that no file holds; raises as ``write_part`` does."""
+        part = cls(name, Path())
+        part.__dict__["rows"] = _with_ids(rows, item_column)
+        return part
+
     def value(self, column: str, row: int) -> Any:
         """Return one value; None where there is no such column."""
         if column not in self._columns:
@@ -86,10 +93,16 @@ def write_part(file: Path, rows: pa.Table, item_column: str) -> None:
     SchemaError
         Ids that are not unique, or a column ``vector`` that does not hold unit vectors.
     """
+    write_rows(file, _with_ids(rows, item_column))
+
+
+def _with_ids(rows: pa.Table, item_column: str) -> pa.Table:
+    """Put the id of each row in front; each column is one array."""
     ids = as_vector_ids(rows[item_column].to_pylist())
     if VECTOR in rows.schema.names:
         as_unit_vectors(from_arrow(rows[VECTOR]))
-    write_rows(file, rows.add_column(0, pa.field(ID, pa.int64()), pa.array(ids)))
+    whole = rows.add_column(0, pa.field(ID, pa.int64()), pa.array(ids, pa.int64()))
+    return whole.replace_schema_metadata().combine_chunks()
 
 
 def write_rows(file: Path, rows: pa.Table) -> None:
@@ -151,13 +164,10 @@ class Rows:
         SchemaError
             An id is in two parts.
         """
-        ids = np.concatenate([np.empty(0, np.int64), *(part.ids for part in parts)])
-        lengths = [len(part.ids) for part in parts]
+        ids, numbers, rows = _all_places(parts)
         order = np.argsort(ids, kind="stable")
         if (np.diff(ids[order]) == 0).any():
             raise SchemaError(_INDEX, "each item in one part", "an item in two")
-        numbers = np.repeat(np.arange(len(parts), dtype=np.int32), lengths)
-        rows = np.concatenate([np.empty(0, np.int32), *(np.arange(n, dtype=np.int32) for n in lengths)])
         return cls(parts, dim, ids[order], numbers[order], rows[order])
 
     @classmethod
@@ -166,6 +176,20 @@ class Rows:
         if places.schema.names[: len(_PLACES)] != list(_PLACES):
             raise SchemaError(_INDEX, ", ".join(_PLACES), ", ".join(places.schema.names))
         return cls(parts, dim, *(single(places[name]).to_numpy() for name in _PLACES))
+
+    def extended(self, parts: Sequence[Part]) -> "Rows":
+        """Return these rows and those of more parts whose ids are not here, one of each id."""
+        ids, numbers, rows = _all_places(parts)
+        unique, first = np.unique(ids, return_index=True)
+        is_new = rows_of(unique, self.ids) < 0
+        new, at = first[is_new], np.searchsorted(self.ids, unique[is_new])
+        return Rows(
+            (*self.parts, *parts),
+            self.dim,
+            np.insert(self.ids, at, ids[new]),
+            np.insert(self.part_numbers, at, numbers[new] + np.int32(len(self.parts))),
+            np.insert(self.part_rows, at, rows[new]),
+        )
 
     def places(self) -> pa.Table:
         """Return where each row lies: vector_id (ascending), part, row."""
@@ -216,3 +240,12 @@ class Rows:
     def _locate(self, ids: Ids) -> tuple[Numbers, Numbers]:
         places = np.searchsorted(self.ids, ids)
         return self.part_numbers[places], self.part_rows[places]
+
+
+def _all_places(parts: Sequence[Part]) -> tuple[Ids, Numbers, Numbers]:
+    """Return id, number of the part, and row, of all rows of parts."""
+    ids = np.concatenate([np.empty(0, np.int64), *(part.ids for part in parts)])
+    lengths = [len(part.ids) for part in parts]
+    numbers = np.repeat(np.arange(len(parts), dtype=np.int32), lengths)
+    rows = np.concatenate([np.empty(0, np.int32), *(np.arange(n, dtype=np.int32) for n in lengths)])
+    return ids, numbers, rows

@@ -187,11 +187,11 @@ class VectorIndex:
         for row, (query, ids) in enumerate(zip(queries, candidates, strict=True)):
             is_there = ids >= 0
             similarity[row, is_there] = self.rows.gather(ids[is_there]) @ query
-        return _best(similarity, candidates, k)
+        return best_of(similarity, candidates, k)
 
     def _compare_all(self, queries: Floats, k: int, ids: Ids) -> tuple[Floats, Ids]:
         similarity = queries @ self.rows.gather(ids).T
-        return _best(similarity, np.broadcast_to(ids, similarity.shape), k)
+        return best_of(similarity, np.broadcast_to(ids, similarity.shape), k)
 
     @cached_property
     def _centroids(self) -> Floats:
@@ -263,7 +263,7 @@ def _nearest_lists(queries: Floats, within: Selection, n_lists: int, n_rows: flo
     return np.ascontiguousarray(lists), np.ascontiguousarray(np.take_along_axis(similarity, order, 1))
 
 
-def _best(similarity: Floats, ids: Ids, k: int) -> tuple[Floats, Ids]:
+def best_of(similarity: Floats, ids: Ids, k: int) -> tuple[Floats, Ids]:
     """Return the k best, the lower id first among equals."""
     order = np.lexsort((ids, -similarity), axis=-1)[:, :k]
     return np.take_along_axis(similarity, order, 1), np.take_along_axis(ids, order, 1)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,16 @@ import pyarrow as pa
 from mm_assets.buckets.base import ObjectNotFoundError
 from mm_assets.errors import ConfigError, SchemaError
 from mm_assets.identity import vector_id
-from mm_assets.indexing import Selection, VectorIndex
-from mm_assets.lake import Lake
+from mm_assets.indexing import GrownIndex, GrownSelection
+from mm_assets.lake import ARRIVALS, Lake
 from mm_assets.mirror import drop_copies
 from mm_assets.retrieval.answers import Link, Pictures, to_rows
 from mm_assets.retrieval.fusing import choose, fuse
-from mm_assets.retrieval.indexes import open_index, open_texts
+from mm_assets.retrieval.indexes import open_grown_index, open_grown_texts
 from mm_assets.retrieval.questions import MAX_ANSWERS, Question
 from mm_assets.retrieval.signals import Encoder, FaceFinder, FaceSignal, Ranked, VisualSignal, WordSignal
 from mm_assets.retrieval.tables import segments_where
-from mm_assets.spaces import SPACES, WORDS, Space
+from mm_assets.spaces import ALL_SPACES, SPACES, WORDS, Space
 from mm_assets.vectors import Floats
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _CANDIDATES = 100  # of each signal, at least
 _CHECKED_EVERY_S = 10.0
 _KEPT_CONDITIONS = 16
+_ARRIVED_BYTES = 256 << 20  # of each space; what came before shows after the refresh
 _log = logging.getLogger(__name__)
 
 
@@ -127,13 +129,35 @@ class Retriever:
         return self._opened
 
     def _was_replaced(self, opened: "_Opened") -> bool:
-        return any(
-            (manifest or {}).get("generation") != opened.generation(name) for name, manifest in _manifests(self._lake)
-        )
+        return _look(self._lake, self._models.recipes) != opened.seen
 
 
-def _manifests(lake: Lake) -> list[tuple[str, dict[str, Any] | None]]:
-    return [(space.name, lake.current_generation(space.generation_name)) for space in (*SPACES.values(), WORDS)]
+@dataclass(frozen=True)
+class _Seen:
+    """What the lake has of a space.
+
+    Attributes
+    ----------
+    manifest : of its index, None where there is none yet
+    arrived : keys of what batches made since, the newest within a bound
+    is_whole : whether all of that is among them
+    """
+
+    manifest: dict[str, Any] | None
+    arrived: tuple[str, ...]
+    is_whole: bool
+
+
+def _look(lake: Lake, recipes: Mapping[str, str]) -> dict[str, _Seen]:
+    return {space.name: _look_at(lake, space, recipes.get(space.table, "")) for space in ALL_SPACES}
+
+
+def _look_at(lake: Lake, space: Space, recipe: str) -> _Seen:
+    files = sorted(lake.arrivals(space.name, recipe), key=lambda stored: (stored.modified_at, stored.key), reverse=True)
+    manifest = lake.current_generation(space.generation_name)  # after them: what is swept meanwhile is in it
+    total = accumulate(stored.size_bytes for stored in files)
+    kept = [stored.key for stored, size_bytes in zip(files, total, strict=True) if size_bytes <= _ARRIVED_BYTES]
+    return _Seen(manifest, tuple(kept), len(kept) == len(files))
 
 
 class _Opened:
@@ -141,18 +165,19 @@ class _Opened:
 
     def __init__(self, lake: Lake, models: Models, cache: Path) -> None:
         self._lake, self._models, self._cache = lake, models, cache
-        self._manifests = dict(_manifests(lake))
+        self.seen = _look(lake, models.recipes)
         self._within: dict[str, pa.Array] = {}
-        kept = {key for manifest in self._manifests.values() if manifest for key in lake.generation_keys(manifest)}
-        drop_copies(lake, "indexes/", cache, keep=kept)
-
-    def generation(self, name: str) -> str | None:
-        """Return the generation of a space that is used here; None where there was none."""
-        return (self._manifests[name] or {}).get("generation")
+        manifests = [seen.manifest for seen in self.seen.values() if seen.manifest]
+        drop_copies(lake, "indexes/", cache, keep={key for of in manifests for key in lake.generation_keys(of)})
+        drop_copies(lake, ARRIVALS, cache, keep={key for seen in self.seen.values() for key in seen.arrived})
 
     def answer(self, question: Question, link: Link | None, *, has_thumbnails: bool) -> Answer:
         k = min(question.k, MAX_ANSWERS)
         notes = [f"{MAX_ANSWERS} answers at most are given, not {question.k}"] if question.k > k else []
+        if not all(seen.is_whole for seen in self.seen.values()):
+            notes.append("more was processed than is searched before it is published; run `mm ingest`")
+        if question.where and any(seen.arrived for seen in self.seen.values()):
+            notes.append("what was processed since the last publish is in no table yet, and passes no condition")
         n = max(_CANDIDATES, 2 * k)
         within = self._segments(question.where) if question.where else None
         signals, more = self._rank(question, n, within)
@@ -168,7 +193,7 @@ class _Opened:
         if question.uses("face") and question.face:
             found, notes = self._face.rank(question, n, self._select(self._face.index, within))
             signals += found
-        is_worded = question.said or question.shown or (question.text and self._manifests[WORDS.name])
+        is_worded = question.said or question.shown or (question.text and self._has(WORDS))
         if question.uses("words") and is_worded:
             allowed = None if within is None else self._words.rows.ids_where("segment_id", within)
             signals += self._words.rank(question, n, allowed)
@@ -181,7 +206,7 @@ class _Opened:
             self._within[where] = segments_where(self._lake, self._cache, where)
         return self._within[where]
 
-    def _select(self, index: VectorIndex, within: pa.Array | None) -> Selection | None:
+    def _select(self, index: GrownIndex, within: pa.Array | None) -> GrownSelection | None:
         return None if within is None else index.select(index.rows.ids_where("segment_id", within))
 
     def _vectors(self, segment_ids: Sequence[str]) -> Floats:
@@ -195,40 +220,48 @@ class _Opened:
 
     @cached_property
     def _recipe_of_segments(self) -> str:
-        return self._lake.published().get("segments", "")
+        return self._lake.published().get("segments") or self._models.recipes["segments"]
 
     @cached_property
     def _visual(self) -> VisualSignal:
-        manifest = self._manifest(SPACES["visual"])
+        index = self._open(SPACES["visual"])
         self._models.encoder.load()
-        return VisualSignal(open_index(self._lake, manifest, self._cache), self._models.encoder)
+        return VisualSignal(index, self._models.encoder)
 
     @cached_property
     def _face(self) -> FaceSignal:
-        manifest = self._manifest(SPACES["face"])
-        return FaceSignal(open_index(self._lake, manifest, self._cache), self._models.finder)
+        return FaceSignal(self._open(SPACES["face"]), self._models.finder)
 
     @cached_property
     def _words(self) -> WordSignal:
-        texts, rows = open_texts(self._lake, self._manifest(WORDS), self._cache)
-        return WordSignal(texts, rows)
+        seen = self._seen(WORDS)
+        return WordSignal(*open_grown_texts(self._lake, seen.manifest, seen.arrived, self._cache))
 
-    def _manifest(self, space: Space) -> dict[str, Any]:
-        """Return the manifest of an index that questions can be compared with.
+    def _open(self, space: Space) -> GrownIndex:
+        seen = self._seen(space)
+        return open_grown_index(self._lake, space, seen.manifest, seen.arrived, self._cache)
+
+    def _has(self, space: Space) -> bool:
+        seen = self.seen[space.name]
+        return bool(seen.manifest or seen.arrived)
+
+    def _seen(self, space: Space) -> _Seen:
+        """Return what there is to compare questions with.
 
         Raises
         ------
         ConfigError
             Nothing is indexed yet, or another model made the index than the one that would encode the question.
         """
-        manifest = self._manifests[space.name]
-        if manifest is None:
+        seen = self.seen[space.name]
+        if not self._has(space):
             msg = f"nothing is indexed for {space.name} yet; run `mm ingest`"
             raise ConfigError(msg)
-        if space != WORDS and manifest["n_rows"] and self._models.recipes[space.table] not in manifest["recipes"]:
+        made_by = seen.manifest["recipes"] if seen.manifest and seen.manifest["n_rows"] else None
+        if space != WORDS and made_by and self._models.recipes[space.table] not in made_by:
             msg = (
                 f"the {space.name} index was made by another model than the one in the settings; "
                 "run `mm ingest` to rebuild it, or set back `models`"
             )
             raise ConfigError(msg)
-        return manifest
+        return seen

@@ -11,7 +11,7 @@ import numpy as np
 
 from mm_assets.errors import ConfigError
 from mm_assets.identity import vector_id
-from mm_assets.indexing import Rows, Selection, VectorIndex
+from mm_assets.indexing import GrownIndex, GrownSelection, Rows
 from mm_assets.retrieval.questions import Question, RgbImage, read_picture
 from mm_assets.texts import Term, TextIndex, parse_question, words_of
 from mm_assets.vectors import Floats, Ids
@@ -64,11 +64,11 @@ class Ranked:
 class VisualSignal:
     """What keyframes look like."""
 
-    def __init__(self, index: VectorIndex, encoder: Encoder) -> None:
+    def __init__(self, index: GrownIndex, encoder: Encoder) -> None:
         self.index = index
         self._encoder = encoder
 
-    def rank(self, question: Question, n: int, within: Selection | None) -> list[Ranked]:
+    def rank(self, question: Question, n: int, within: GrownSelection | None) -> list[Ranked]:
         """Rank keyframes by the text, the picture and the segment of a question, each by itself."""
         queries: list[tuple[str, Floats]] = []
         if question.text:
@@ -86,7 +86,7 @@ class VisualSignal:
             raise ConfigError(msg)
         return self.index.rows.gather(wanted)
 
-    def _ranked(self, name: str, query: Floats, n: int, within: Selection | None) -> Ranked:
+    def _ranked(self, name: str, query: Floats, n: int, within: GrownSelection | None) -> Ranked:
         similarity, ids = self.index.search(query, n, within)
         return _found(name, "visual", ids[0], similarity[0], self.index.rows)
 
@@ -94,11 +94,11 @@ class VisualSignal:
 class FaceSignal:
     """Who is on keyframes."""
 
-    def __init__(self, index: VectorIndex, finder: FaceFinder) -> None:
+    def __init__(self, index: GrownIndex, finder: FaceFinder) -> None:
         self.index = index
         self._finder = finder
 
-    def rank(self, question: Question, n: int, within: Selection | None) -> tuple[list[Ranked], list[str]]:
+    def rank(self, question: Question, n: int, within: GrownSelection | None) -> tuple[list[Ranked], list[str]]:
         """Rank faces by the largest face in the picture; returns what there is to say about that, too.
 
         Raises

@@ -25,7 +25,7 @@ from mm_assets.retrieval.fusing import choose, fuse
 from mm_assets.retrieval.indexes import open_index, open_texts
 from mm_assets.retrieval.questions import MAX_ANSWERS, Question
 from mm_assets.retrieval.signals import Encoder, FaceFinder, FaceSignal, Ranked, VisualSignal, WordSignal
-from mm_assets.retrieval.tables import segments_where
+from mm_assets.retrieval.tables import NothingPublishedError, segments_where
 from mm_assets.spaces import SPACES, WORDS, Space
 from mm_assets.vectors import Floats
 
@@ -218,13 +218,15 @@ class _Opened:
 
         Raises
         ------
+        NothingPublishedError
+            Nothing is indexed yet.
         ConfigError
-            Nothing is indexed yet, or another model made the index than the one that would encode the question.
+            Another model made the index than the one that would encode the question.
         """
         manifest = self._manifests[space.name]
         if manifest is None:
             msg = f"nothing is indexed for {space.name} yet; run `mm ingest`"
-            raise ConfigError(msg)
+            raise NothingPublishedError(msg)
         if space != WORDS and manifest["n_rows"] and self._models.recipes[space.table] not in manifest["recipes"]:
             msg = (
                 f"the {space.name} index was made by another model than the one in the settings; "

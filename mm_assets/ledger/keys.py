@@ -94,7 +94,7 @@ class KeyBook:
         with self._engine.begin() as connection:
             return connection.execute(live.values(revoked_at=time.time())).rowcount > 0
 
-    def keys(self) -> list[ApiKey]:
+    def all(self) -> list[ApiKey]:
         """Return all keys, also those that were revoked, in the order in which they were made."""
         with self._reader.connect() as connection:
             found = connection.execute(select(API_KEYS).order_by(API_KEYS.c.created_at, API_KEYS.c.key_id))
@@ -107,7 +107,7 @@ class KeyBook:
 
     def rights(self) -> set[str]:
         """Return what any key that is good allows."""
-        return {right for key in self.keys() if key.revoked_at is None for right in key.rights}
+        return {right for key in self.all() if key.revoked_at is None for right in key.rights}
 
 
 def _check(name: str, rights: Collection[str]) -> None:

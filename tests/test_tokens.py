@@ -64,7 +64,7 @@ def provider() -> Iterator[Provider]:
     class Handler(BaseHTTPRequestHandler):
         """Answers with the keys."""
 
-        def do_GET(self) -> None:  # noqa: N802  http.server's name
+        def do_GET(self) -> None:
             """Answer."""
             provider.n_asked += 1
             self.send_response(200)

@@ -100,7 +100,7 @@ def test_a_picture_may_come_as_bytes(retriever: Retriever, media: Path) -> None:
     """It is the same question, and no message names what only Python knows of it."""
     file = media / "picture0.png"
     assert retriever.search(image=file).equals(retriever.search(image=file.read_bytes()))
-    with pytest.raises(ConfigError, match="^the picture cannot be read as a picture; give a JPEG"):
+    with pytest.raises(ConfigError, match=r"^the picture cannot be read as a picture; give a JPEG"):
         retriever.search(image=b"<svg/>")
 
 

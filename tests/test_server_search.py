@@ -25,6 +25,7 @@ from mm_assets.extractors.packs import Pack
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.workspace import Workspace
 from mm_assets.retrieval import Question, Retriever
+from mm_assets.retrieval.answers import Pictures
 from mm_assets.server import searching
 from mm_assets.server.access import Guard
 from mm_assets.server.limits import RateLimit
@@ -182,7 +183,7 @@ def test_too_many_answers_are_bounded_and_said(client: Client) -> None:
         ({"image": base64.b64encode(b"\xff\xd8\xff half").decode()}, "the picture cannot be read as a picture; give"),
         ({"face": base64.b64encode(b"<svg/>").decode()}, "the picture cannot be read as a picture; give"),
         ({"text": "x", "filters": [{"column": "durations_s", "op": ">", "value": 5}]}, "did you mean duration_s"),
-        ({"text": "x", "filters": [{"column": "key", "op": "~", "value": "x"}]}, "filters.0.op"),
+        ({"text": "x", "filters": [{"column": "key", "op": "~", "value": "x"}]}, "unknown comparison '~'"),
         ({"text": "x", "filters": [{"column": "key", "op": "=", "value": 5}]}, "filter on key: give a text"),
         ({"text": "x", "filters": [{"column": "start_s", "op": "<", "value": float("nan")}]}, "finite"),
         ({"text": "x", "filters": [{"column": "key", "op": "=", "value": "x", "sql": ""}]}, "filters.0.sql"),
@@ -327,6 +328,22 @@ def test_a_segment_without_a_picture_is_a_404(client: Client, opened: Workspace,
     assert client.ask("GET", f"/segments/{object_id}-{tail}/thumbnail").status == 404
     [sound] = opened.ledger.objects.find("sound.wav")
     assert client.ask("GET", f"/segments/{sound.object_id}-a000000/thumbnail").status == 404
+
+
+def test_a_lake_that_hangs_holds_up_nobody_else(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pictures are waited for, probes and events have threads."""
+    path = ask(client, text="anything").json()["answers"][0]["thumbnail"]
+    may_go = threading.Event()
+    monkeypatch.setattr(Pictures, "thumbnail", lambda *_: may_go.wait(20) and b"jpeg")
+    with ThreadPoolExecutor(60) as pool:
+        waiting = [pool.submit(client.ask, "GET", path) for _ in range(60)]
+        time.sleep(0.5)
+        started = time.monotonic()
+        assert client.ask("GET", "/healthz").status == 200
+        assert client.ask("GET", "/tables").status == 200
+        assert time.monotonic() - started < 10
+        may_go.set()
+        assert {one.result().status for one in waiting} == {200}
 
 
 def test_tables_are_listed_with_what_they_mean(client: Client, opened: Workspace) -> None:

@@ -5,6 +5,7 @@ The page is text alone: no script, no style, nothing from elsewhere.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from html import escape
 from importlib.metadata import version
 from typing import Any
@@ -28,10 +29,10 @@ _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "
 
 def document(app: FastAPI) -> None:
     """Add both routes, and let ``app.openapi`` describe all."""
-    described: dict[str, Any] = {}
 
+    @cache
     def openapi() -> dict[str, Any]:
-        return described or described.update(_describe(app)) or described
+        return _describe(app)
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
     router = APIRouter(include_in_schema=False)

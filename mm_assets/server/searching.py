@@ -21,7 +21,7 @@ from mm_assets.errors import ConfigError, ServiceError
 from mm_assets.flows.workspace import Workspace
 from mm_assets.resources.readers import open_retriever
 from mm_assets.retrieval import Answer, NothingPublishedError, Question, Retriever
-from mm_assets.retrieval.filters import Filter, to_condition
+from mm_assets.retrieval.filters import OPERATORS, Filter, to_condition
 from mm_assets.server.access import Caller, Guard
 from mm_assets.server.objects import find_object
 from mm_assets.server.reading import Room, promised_bytes, read_body
@@ -47,7 +47,7 @@ class GivenFilter(_Part):
     """A comparison of a column of `moments` with a value; null passes only is_null."""
 
     column: str = Field(description="e.g. media_kind, duration_s, key, modified_at; bucket is the alias of a source")
-    op: Literal["=", "!=", "<", "<=", ">", ">=", "in", "contains", "starts_with", "is_null", "not_null"]
+    op: str = Field(json_schema_extra={"enum": [*OPERATORS]})
     value: Any = Field(None, description="as the column has it; a time as ISO 8601; a list for `in`; none for is_null")
 
 

@@ -234,12 +234,39 @@ class EventSettings(_Section):
         return secrets
 
 
+class OidcSettings(_Section):
+    """An identity provider whose signed tokens (JWT) are taken as keys; needs the extra `oidc`."""
+
+    issuer: str = Field("", description="what `iss` of a token must be, e.g. https://login.example.com; empty = off")
+    audience: str = Field("", description="what `aud` of a token must hold")
+    jwks_url: str = Field("", description="where the provider's public keys are, https://…/jwks.json")
+    rights_claim: str = Field("scope", description="claim with the words search, read, upload, events")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "OidcSettings":
+        if len({bool(value) for value in (self.issuer, self.audience, self.jwks_url)}) > 1:
+            msg = "give issuer, audience and jwks_url, or none of them"
+            raise ValueError(msg)
+        place = urlsplit(self.jwks_url)
+        is_here = place.scheme == "http" and place.hostname in {"localhost", "127.0.0.1", "::1"}
+        if self.jwks_url and place.scheme != "https" and not is_here:
+            msg = "jwks_url must be https://…: who can change the keys on their way can make tokens"
+            raise ValueError(msg)
+        return self
+
+
 class ServeSettings(_Section):
     """The small server of `mm serve`."""
 
-    host: str = Field("127.0.0.1", description="address to listen on; beyond loopback it needs `serve.api_keys`")
+    host: str = Field("127.0.0.1", description="address to listen on; beyond loopback it needs a key (`mm keys add`)")
     port: int = Field(8787, ge=0, le=65_535, description="0 takes a free one")
-    api_keys: tuple[str, ...] = Field((), description="keys for uploads, tasks and metrics (Bearer)", repr=False)
+    api_keys: tuple[str, ...] = Field(
+        (), description="keys with all rights (Bearer); `mm keys add` makes keys with some", repr=False
+    )
+    requests_per_minute: int = Field(
+        600, ge=0, description="questions and reads of one key, or of one address without a key; 0 = any number"
+    )
+    oidc: OidcSettings = OidcSettings()
 
     @field_validator("api_keys")
     @classmethod

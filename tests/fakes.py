@@ -87,6 +87,10 @@ class FakeVision(HashExtractor, OpenClipExtractor):
         """Give unit vectors of texts."""
         return hash_vectors([text.encode() for text in texts])
 
+    def encode_images(self, images: Sequence[Any]) -> Any:
+        """Give unit vectors of pictures."""
+        return hash_vectors([image.tobytes() for image in images])
+
 
 class FakeDetector(HashExtractor, UltralyticsExtractor):
     """One thing in each picture."""

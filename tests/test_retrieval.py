@@ -97,6 +97,14 @@ def test_a_picture_that_cannot_be_read_is_an_error(retriever: Retriever, tmp_pat
         retriever.search(image=picture)
 
 
+def test_a_picture_may_come_as_bytes(retriever: Retriever, media: Path) -> None:
+    """It is the same question, and no message names what only Python knows of it."""
+    file = media / "picture0.png"
+    assert retriever.search(image=file).equals(retriever.search(image=file.read_bytes()))
+    with pytest.raises(ConfigError, match=r"^the picture cannot be read as a picture; give a JPEG"):
+        retriever.search(image=b"<svg/>")
+
+
 def test_too_many_answers_are_bounded_and_said(retriever: Retriever) -> None:
     """A million answers are a thousand, and it is told."""
     answer = retriever.ask(Question(text="anything", k=1_000_000))

@@ -19,6 +19,7 @@ from mm_assets.errors import ServiceError
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.workspace import Workspace
 from mm_assets.server import uploads
+from mm_assets.server.reading import Room, promised_bytes
 
 # Keys that a path mangles easily; a bucket holds each of them.
 HOSTILE_KEYS = (
@@ -193,7 +194,7 @@ def test_store_that_refuses_tells_nothing_of_itself(client: Client, tmp_path: Pa
 
 def test_room_for_bodies_is_bounded() -> None:
     """So many at once and so many bytes; one alone always, since it would never be taken otherwise."""
-    room = uploads._Room()
+    room = Room(uploads._AT_ONCE, uploads._HELD_BYTES)
     with room.taken(uploads._HELD_BYTES + 1), pytest.raises(ServiceError), room.taken(1):
         pass
     with ExitStack() as held:
@@ -209,11 +210,11 @@ def test_room_is_asked_for_by_the_promised_length(client: Client, monkeypatch: p
     """Without a length the most that the source takes is set aside."""
     given: list[int] = []
 
-    def note(_: uploads._Room, n_bytes: int) -> nullcontext[None]:
+    def note(_: Room, n_bytes: int) -> nullcontext[None]:
         given.append(n_bytes)
         return nullcontext()
 
-    monkeypatch.setattr(uploads._Room, "taken", note)
+    monkeypatch.setattr(Room, "taken", note)
     for body in (b"x" * 20, iter([b"x" * 20])):
         assert client.with_key("POST", "/objects/source/a.bin", body).status == 201
     assert given == [20, 5_000_000]
@@ -262,11 +263,12 @@ def test_key_is_needed(client: Client, path: str) -> None:
 
 
 def test_without_keys_nobody_may(make_workspace: Callable[..., Place], tmp_path: Path) -> None:
-    """Any page in a browser can send to loopback, so no key set means no upload."""
+    """Any page in a browser can send to loopback, so no key means no upload, and reading for this machine alone."""
     values = settings_with_uploads(tmp_path) | {"serve": {}}
     with serving(make_workspace(**values).open()) as client:
         assert client.ask("POST", "/objects/source/a.jpg", b"x").status == 403
-        assert client.ask("GET", "/tasks/0").status == 403
+        assert client.ask("POST", "/tasks/0/cancel").status == 403
+        assert client.ask("GET", "/tasks/0").status == 404
         assert client.ask("GET", "/metrics").status == 200
 
 
@@ -315,7 +317,7 @@ def test_unknown_task_is_a_404(client: Client, task: str, method: str, action: s
 def test_room_is_held_for_what_may_come(headers: dict[str, str], promised: int) -> None:
     """A length that HTTP overrides promises nothing."""
     scope = {"type": "http", "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
-    assert uploads._promised_bytes(Request(scope), 99) == promised
+    assert promised_bytes(Request(scope), 99) == promised
 
 
 def test_folders_of_dead_workers_do_not_hold_up_the_server(

@@ -1,4 +1,4 @@
-"""``mm serve``: receive events, take uploads, give metrics.
+"""``mm serve``: answer questions, receive events, take uploads, give metrics.
 
 Put here: starting the server and saying what is on. Keep out: the server.
 """
@@ -11,6 +11,7 @@ import click
 from mm_assets.cli.options import config_option, examples
 
 if TYPE_CHECKING:
+    from mm_assets.server.access import Guard
     from mm_assets.settings import Settings
 
 
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port; 0 takes a free one. Default: serve.port.")
 @config_option
 def serve(*, host: str | None, port: int | None, config: Path | None) -> None:
-    """Receive events of buckets, take uploads, show tasks and metrics; until Ctrl-C or SIGTERM.
+    """Answer questions, receive events of buckets, take uploads, show tasks and metrics; until Ctrl-C or SIGTERM.
 
-    TLS is the business of what stands before it. An address beyond this machine needs serve.api_keys.
+    TLS is the business of what stands before it. An address beyond this machine needs a key: mm keys add.
     """
     from mm_assets.cli.ingest import ended_by_sigterm
     from mm_assets.cli.opening import read_settings
@@ -38,15 +39,17 @@ def serve(*, host: str | None, port: int | None, config: Path | None) -> None:
 
 def _serve(settings: "Settings", host: str, port: int, config: Path | None) -> None:
     from mm_assets.cli.opening import open_books
-    from mm_assets.server.access import check_address
+    from mm_assets.server.access import Guard, check_address
     from mm_assets.server.app import build_app
     from mm_assets.server.running import listen, run
 
-    check_address(host, settings.serve)
     click.echo("Starting.", err=True)
-    with open_books(config) as workspace, listen(host, port) as listening:
-        _say_what_is_on(settings, f"http://{_address(listening.getsockname())}")
-        run(build_app(workspace), listening)
+    with open_books(config) as workspace:
+        guard = Guard(workspace)
+        check_address(host, has_keys=guard.has_keys)
+        with listen(host, port) as listening:
+            _say_what_is_on(settings, guard, f"http://{_address(listening.getsockname())}")
+            run(build_app(workspace), listening)
 
 
 def _address(name: tuple[str, int]) -> str:
@@ -54,15 +57,25 @@ def _address(name: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _say_what_is_on(settings: "Settings", url: str) -> None:
+def _say_what_is_on(settings: "Settings", guard: "Guard", url: str) -> None:
     from mm_assets.server.receivers import receivers_on
 
     click.echo(f"Listening on {url}")
-    for path, is_on in receivers_on(settings.events).items():
+    for path, is_on in receivers_on(settings.events, guard).items():
         click.echo(f"  POST {path:<16} {'on' if is_on else 'off: no secret is set'}")
     uploads = (
         ", ".join(source.alias for source in settings.sources if source.uploads) or "no source has `uploads: true`"
     )
-    keys = uploads if settings.serve.api_keys else "off: no serve.api_keys"
-    click.echo(f"  POST /objects/…       {keys}")
-    click.echo("  GET  /healthz, /metrics")
+    click.echo(f"  POST /objects/…       {uploads if guard.is_given('upload') else 'off: no key allows upload'}")
+    click.echo(f"  POST /search          {_who(guard, 'search')}")
+    click.echo(
+        f"  GET  /objects/{{id}}, /segments/{{id}}/thumbnail, /tables, /tasks/{{id}}, /metrics  {_who(guard, 'read')}"
+    )
+    click.echo("  GET  /healthz, /docs  for everybody")
+
+
+def _who(guard: "Guard", right: str) -> str:
+    """Say who has a right."""
+    if not guard.has_keys:
+        return "for this machine alone, without a key: mm keys add"
+    return "for keys that allow it" if guard.is_given(right) else f"off: no key allows {right}"

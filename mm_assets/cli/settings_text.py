@@ -113,9 +113,20 @@ def write_template(sources: Sequence[str], lake: str, service: Mapping[str, str]
         if section is None:
             parts += [_comment_line("", name, field)]
         else:
-            parts += ["", f"# {(section.__doc__ or '').partition(chr(10))[0]}", f"#{name}:"]
-            parts += [_comment_line("  ", key, value) for key, value in section.model_fields.items()]
+            parts += ["", *_comments(section, name, "")]
     return "\n".join(parts) + "\n"
+
+
+def _comments(section: type[BaseModel], name: str, indent: str) -> Iterator[str]:
+    """Yield a section as comments: what it is for, its name, and what is in it."""
+    yield f"{indent}# {(section.__doc__ or '').partition(chr(10))[0]}"
+    yield f"{indent}#{name}:"
+    for key, field in section.model_fields.items():
+        below = _section(field)
+        if below is None:
+            yield _comment_line(f"{indent}  ", key, field)
+        else:
+            yield from _comments(below, key, f"{indent}  ")
 
 
 def _location(

@@ -17,6 +17,7 @@ from mm_assets.ledger.comparing import ComparingBook
 from mm_assets.ledger.creating import create_tables
 from mm_assets.ledger.dead import DeadBook
 from mm_assets.ledger.inbox import Inbox
+from mm_assets.ledger.keys import KeyBook
 from mm_assets.ledger.locks import LockBook
 from mm_assets.ledger.meters import MeterBook
 from mm_assets.ledger.objects import ObjectBook
@@ -56,6 +57,7 @@ class Ledger:
     restoring : filling an empty ledger again
     comparing : long reads in the order of listings
     tasks : cancelling the work on single versions
+    keys : who may ask the server for what
 
     Raises
     ------
@@ -90,6 +92,7 @@ class Ledger:
         self.restoring = RestoringBook(self._engine)
         self.comparing = ComparingBook(self._engine)
         self.tasks = TaskBook(self._engine)
+        self.keys = KeyBook(self._engine)
 
     @property
     def shown_url(self) -> str:

@@ -32,6 +32,7 @@ _HELD_SQLITE, _HELD_POSTGRESQL = text("in_dagster = 1"), text("in_dagster")
 _PLANNED = text("batch_id IS NOT NULL")
 _TO_SWEEP = text("left_at IS NOT NULL AND swept_at IS NULL")
 _WAITS = text("done_at IS NULL")
+_NOT_REVOKED = text("revoked_at IS NULL")
 
 OBJECTS = Table(
     "objects",
@@ -209,6 +210,19 @@ METERS = Table(
     Column("labels", String(255), nullable=False),  # JSON object, keys in order
     Column("value", Float, nullable=False),
     PrimaryKeyConstraint("day", "name", "labels"),
+)
+
+API_KEYS = Table(
+    "api_keys",
+    METADATA,
+    Column("key_id", String(16), primary_key=True),
+    Column("name", String(63), nullable=False),
+    Column("digest", String(64), nullable=False),  # SHA-256 of the secret
+    Column("rights", Text, nullable=False),  # comma-separated
+    Column("sources", Text, nullable=False),  # comma-separated aliases; '' for all
+    Column("created_at", Float, nullable=False),
+    Column("revoked_at", Float),
+    Index("api_keys_name", "name", unique=True, sqlite_where=_NOT_REVOKED, postgresql_where=_NOT_REVOKED),
 )
 
 FACTS = Table(

@@ -3,6 +3,6 @@
 from mm_assets.retrieval.questions import Question
 from mm_assets.retrieval.retriever import Answer, Models, Retriever
 from mm_assets.retrieval.signals import Encoder
-from mm_assets.retrieval.tables import open_tables
+from mm_assets.retrieval.tables import NothingPublishedError, open_tables
 
-__all__ = ["Answer", "Encoder", "Models", "Question", "Retriever", "open_tables"]
+__all__ = ["Answer", "Encoder", "Models", "NothingPublishedError", "Question", "Retriever", "open_tables"]

@@ -3,6 +3,7 @@
 Put here: the question and its limits. Keep out: answering it.
 """
 
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF")
 _MAX_PIXELS = 100_000_000
 
 RgbImage = npt.NDArray[np.uint8]
+Picture = Path | bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Question:
     Attributes
     ----------
     text : what is to be seen, or is said or shown in just these words
-    image, face : picture files: what looks like it; who is on it
+    image, face : pictures, as files or as the bytes of one: what looks like it; who is on it
     like : id of a segment that answers should look like
     said, shown : words that are spoken, or stand on screen or page; "a phrase" and begin* are understood
     where : SQL condition on the columns of ``moments``
@@ -44,8 +46,8 @@ class Question:
     """
 
     text: str = ""
-    image: Path | None = None
-    face: Path | None = None
+    image: Picture | None = None
+    face: Picture | None = None
     like: str = ""
     said: str = ""
     shown: str = ""
@@ -98,17 +100,23 @@ def _clean(name: str, text: str) -> str:
     return plain
 
 
-def read_picture(path: Path) -> RgbImage:
+def name_of(picture: Picture) -> str:
+    """Return what messages call a picture."""
+    return str(picture) if isinstance(picture, Path) else "the picture"
+
+
+def read_picture(picture: Picture) -> RgbImage:
     """Read a query picture, upright; raises ConfigError where it is none, or has over 100 million pixels."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(picture if isinstance(picture, Path) else io.BytesIO(picture), formats=_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
-                msg = f"{path} has {image.width} × {image.height} pixels, {_MAX_PIXELS:,} at most"
+                msg = f"{name_of(picture)} has {image.width} × {image.height} pixels, {_MAX_PIXELS:,} at most"
                 raise ConfigError(msg)
             upright: Any = ImageOps.exif_transpose(image)
             return np.asarray(upright.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        msg = f"{path} cannot be read as a picture ({error}); give a JPEG, PNG, WebP, GIF or TIFF file"
+        why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"  # which names an object of Python's
+        msg = f"{name_of(picture)} cannot be read as a picture{why}; give a JPEG, PNG, WebP, GIF or TIFF file"
         raise ConfigError(msg) from error

@@ -26,7 +26,7 @@ from mm_assets.retrieval.fusing import choose, fuse
 from mm_assets.retrieval.indexes import open_grown_index, open_grown_texts
 from mm_assets.retrieval.questions import MAX_ANSWERS, Question
 from mm_assets.retrieval.signals import Encoder, FaceFinder, FaceSignal, Ranked, VisualSignal, WordSignal
-from mm_assets.retrieval.tables import segments_where
+from mm_assets.retrieval.tables import NothingPublishedError, segments_where
 from mm_assets.spaces import ALL_SPACES, SPACES, WORDS, Space
 from mm_assets.vectors import Floats
 
@@ -250,13 +250,15 @@ class _Opened:
 
         Raises
         ------
+        NothingPublishedError
+            Nothing is indexed yet.
         ConfigError
-            Nothing is indexed yet, or another model made the index than the one that would encode the question.
+            Another model made the index than the one that would encode the question.
         """
         seen = self.seen[space.name]
         if not self._has(space):
             msg = f"nothing is indexed for {space.name} yet; run `mm ingest`"
-            raise ConfigError(msg)
+            raise NothingPublishedError(msg)
         made_by = seen.manifest["recipes"] if seen.manifest and seen.manifest["n_rows"] else None
         if space != WORDS and made_by and self._models.recipes[space.table] not in made_by:
             msg = (

@@ -12,7 +12,7 @@ import numpy as np
 from mm_assets.errors import ConfigError
 from mm_assets.identity import vector_id
 from mm_assets.indexing import GrownIndex, GrownSelection, Rows
-from mm_assets.retrieval.questions import Question, RgbImage, read_picture
+from mm_assets.retrieval.questions import Question, RgbImage, name_of, read_picture
 from mm_assets.texts import Term, TextIndex, parse_question, words_of
 from mm_assets.vectors import Floats, Ids
 from mm_assets.wording import SAID, SHOWN
@@ -110,12 +110,16 @@ class FaceSignal:
             return [], []
         boxes, vectors = self._finder.find_faces(read_picture(question.face))
         if not len(boxes):
-            msg = f"no face is found in {question.face}; give a picture with a face that is larger, or seen from the front"
+            msg = (
+                f"no face is found in {name_of(question.face)}; "
+                "give a picture with a face that is larger, or seen from the front"
+            )
             raise ConfigError(msg)
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         largest = int(areas.argmax())
         similarity, ids = self.index.search(vectors[largest : largest + 1], n, within)
-        notes = [f"{len(boxes)} faces are in {question.face}; the largest one is asked for"] if len(boxes) > 1 else []
+        told = f"{len(boxes)} faces are in {name_of(question.face)}; the largest one is asked for"
+        notes = [told] if len(boxes) > 1 else []
         return [_found("has the face", "face", ids[0], similarity[0], self.index.rows)], notes
 
 

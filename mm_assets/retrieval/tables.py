@@ -19,9 +19,23 @@ from mm_assets.mirror import local_copy
 if TYPE_CHECKING:
     import duckdb
 
+# What `moments` has of an object, beside all columns of `segments`.
+OBJECT_COLUMNS = (
+    "media_kind",
+    "container_kind",
+    "size_bytes",
+    "modified_at",
+    "duration_s",
+    "n_pages",
+    "has_audio",
+)
 _MEMORY = "1GB"
 _SECONDS = 30.0
 _LONGEST = 10_000
+
+
+class NothingPublishedError(ConfigError):
+    """What is asked for is there after the first ingest."""
 
 
 def open_tables(lake: Lake, cache: Path) -> "duckdb.DuckDBPyConnection":
@@ -29,7 +43,7 @@ def open_tables(lake: Lake, cache: Path) -> "duckdb.DuckDBPyConnection":
 
     Raises
     ------
-    ConfigError
+    NothingPublishedError
         Nothing is published yet.
     """
     import duckdb
@@ -38,7 +52,7 @@ def open_tables(lake: Lake, cache: Path) -> "duckdb.DuckDBPyConnection":
     tables = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not tables:
         msg = f"no tables in {lake.uri} yet; run `mm ingest`"
-        raise ConfigError(msg)
+        raise NothingPublishedError(msg)
     connection = duckdb.connect()
     connection.execute("SET autoinstall_known_extensions = false; SET TimeZone = 'UTC'")
     for table in tables:
@@ -47,8 +61,8 @@ def open_tables(lake: Lake, cache: Path) -> "duckdb.DuckDBPyConnection":
         connection.execute(f'CREATE VIEW "{table}" AS SELECT * FROM {source}')  # noqa: S608  names of our own folders
     if {"segments", "raw_objects"} <= set(tables):
         connection.execute(
-            "CREATE VIEW moments AS SELECT segments.*, media_kind, container_kind, size_bytes, modified_at, duration_s, "
-            "n_pages, has_audio FROM segments JOIN raw_objects USING (object_id)"
+            f"CREATE VIEW moments AS SELECT segments.*, {', '.join(OBJECT_COLUMNS)} "  # noqa: S608  constants
+            "FROM segments JOIN raw_objects USING (object_id)"
         )
     if "step_states" in tables:
         connection.execute("CREATE VIEW dead_letters AS SELECT * FROM step_states WHERE state = 'dead'")

@@ -16,8 +16,12 @@ from mm_assets.errors import MmAssetsError, ObjectError, ServiceError
 from mm_assets.events.base import DeliveryRefusedError
 from mm_assets.flows.receiving import Receiver
 from mm_assets.flows.workspace import Workspace
+from mm_assets.server.access import Guard
+from mm_assets.server.documenting import document
 from mm_assets.server.health import build_health
+from mm_assets.server.objects import build_objects
 from mm_assets.server.receivers import build_receivers
+from mm_assets.server.searching import Desk, build_search
 from mm_assets.server.tasks import build_tasks
 from mm_assets.server.uploads import build_uploads
 
@@ -27,20 +31,25 @@ _LOG = logging.getLogger(__name__)
 
 def build_app(workspace: Workspace) -> FastAPI:
     """Build the application over an open workspace; its lifespan ends with all that was accepted committed."""
+    guard, desk = Guard(workspace), Desk(workspace.settings)
     receiver = Receiver(workspace.settings, workspace.ledger)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         """Commit what was accepted before the end."""
         yield
+        desk.close()
         await run_in_threadpool(receiver.close)
 
-    # No pages of documentation: they would load scripts from elsewhere.
+    # Not FastAPI's pages of documentation: they would load scripts from elsewhere.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    app.include_router(build_receivers(workspace.settings.events, receiver))
-    app.include_router(build_health(workspace, receiver))
-    app.include_router(build_uploads(workspace))
-    app.include_router(build_tasks(workspace))
+    app.include_router(build_search(workspace, guard, desk))
+    app.include_router(build_objects(workspace, guard))
+    app.include_router(build_receivers(workspace.settings.events, receiver, guard))
+    app.include_router(build_health(workspace, receiver, guard))
+    app.include_router(build_uploads(workspace, guard))
+    app.include_router(build_tasks(workspace, guard))
+    document(app)
     _add_handlers(app)
     return app
 

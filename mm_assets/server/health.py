@@ -5,8 +5,9 @@ Put here: Prometheus' text form. Keep out: what is measured, which is ``flows.me
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Response
 from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -18,16 +19,15 @@ from mm_assets.flows.metrics import Sample, collect, count
 from mm_assets.flows.receiving import Receiver
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import Ledger
-from mm_assets.server.access import require_key
+from mm_assets.server.access import Caller, Guard
 
 _ANSWER_WITHIN_S = 3.0
 _NAMESPACE = "mm_assets_"
 
 
-def build_health(workspace: Workspace, receiver: Receiver) -> APIRouter:
-    """Build both routes; health is open, metrics need a key where keys are set."""
-    router = APIRouter()
-    api_keys, question = workspace.settings.serve.api_keys, _Question(workspace.ledger)
+def build_health(workspace: Workspace, receiver: Receiver, guard: Guard) -> APIRouter:
+    """Build both routes; health is open, metrics are read."""
+    router, question = APIRouter(), _Question(workspace.ledger)
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -39,10 +39,10 @@ def build_health(workspace: Workspace, receiver: Receiver) -> APIRouter:
         return {"status": "ok"}
 
     @router.get("/metrics")
-    def metrics(request: Request) -> Response:
+    def metrics(caller: Annotated[Caller, Depends(guard.requires("read"))]) -> Response:
         """Give all metrics in Prometheus' text form."""
-        if api_keys:
-            require_key(request, api_keys)
+        if caller.sources:
+            raise HTTPException(403, "metrics are of all sources, and this key is for some")
         receiver.tally.flush()
         count(workspace, {})  # the requests of uploads
         return Response(render(collect(workspace)), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -5,28 +5,29 @@ Put here: limits on what comes in. Keep out: what it means.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fastapi import Request
 
+from mm_assets.errors import ServiceError
 from mm_assets.events.base import DeliveryRefusedError
 
-_EVENTS_WITHIN_S = 10.0
 _STALLED_AFTER_S = 30.0
 _MIN_BYTES_PER_S = 4_096  # on average; a link that is slower than an old modem only holds a place
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int, within_s: float) -> bytes:
     """Return a small body, whole.
 
     Raises
     ------
     DeliveryRefusedError
-        413 beyond ``max_bytes``, whatever Content-Length promises; 415 where it is compressed; 408 after ten seconds.
+        413 beyond ``max_bytes``, whatever Content-Length promises; 415 where it is compressed; 408 where it takes longer.
     """
     try:
-        async with asyncio.timeout(_EVENTS_WITHIN_S):
+        async with asyncio.timeout(within_s):
             return b"".join([piece async for piece in read_pieces(request, max_bytes)])
     except TimeoutError:
         raise _too_slow() from None
@@ -65,6 +66,33 @@ async def _next(stream: AsyncIterator[bytes], patience_s: float) -> _Waited:
     except TimeoutError:
         raise _too_slow() from None
     return _Waited(piece, time.monotonic() - started)
+
+
+class Room:
+    """How many bodies, and bytes of them, may lie here at once; one alone may always."""
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self._n = self._n_bytes = 0
+
+    @contextmanager
+    def taken(self, n_bytes: int) -> Iterator[None]:
+        """Hold room for a body until the block ends; raises ServiceError."""
+        if self._n and (self._n >= self._most or self._n_bytes + n_bytes > self._most_bytes):
+            msg = f"{self._n} bodies of {self._n_bytes} bytes are under way; send again later"
+            raise ServiceError(msg)
+        self._n, self._n_bytes = self._n + 1, self._n_bytes + n_bytes
+        try:
+            yield
+        finally:
+            self._n, self._n_bytes = self._n - 1, self._n_bytes - n_bytes
+
+
+def promised_bytes(request: Request, otherwise: int) -> int:
+    """Return how long a body will be; ``otherwise`` where nothing is promised."""
+    if "transfer-encoding" in request.headers:  # it overrides any length
+        return otherwise
+    return int(request.headers.get("content-length", otherwise))
 
 
 def _too_large(max_bytes: int) -> DeliveryRefusedError:

@@ -6,10 +6,10 @@ Put here: the key as the caller meant it, the body into a file. Keep out: what b
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
 
@@ -17,8 +17,8 @@ from mm_assets.errors import ServiceError
 from mm_assets.flows.scratch import scratch
 from mm_assets.flows.uploading import check_key, store_upload
 from mm_assets.flows.workspace import Workspace
-from mm_assets.server.access import require_key
-from mm_assets.server.reading import read_pieces
+from mm_assets.server.access import Caller, Guard
+from mm_assets.server.reading import Room, promised_bytes, read_pieces
 from mm_assets.settings import SourceSettings
 
 _AT_ONCE = 8
@@ -41,47 +41,21 @@ class _AnyText(Convertor[str]):
 register_url_convertor("anytext", _AnyText())
 
 
-def build_uploads(workspace: Workspace) -> APIRouter:
+def build_uploads(workspace: Workspace, guard: Guard) -> APIRouter:
     """Build the route."""
     router = APIRouter()
-    room = _Room()
+    room = Room(_AT_ONCE, _HELD_BYTES)
 
     @router.post("/objects/{rest:anytext}", status_code=201)
-    async def upload(request: Request) -> dict[str, Any]:
-        """Store a body, and answer with the id of its task."""
-        require_key(request, workspace.settings.serve.api_keys)
+    async def upload(request: Request, caller: Annotated[Caller, Depends(guard.requires("upload"))]) -> dict[str, Any]:
+        """Store a body as an object of a source, and answer with the id of its task."""
         alias, key = read_place(request.scope["raw_path"])
-        source = _find_source(workspace, alias)
+        source = _find_source(workspace, alias, caller)
         await run_in_threadpool(check_key, workspace, alias, key)
-        with room.taken(min(source.max_object_bytes, _promised_bytes(request, source.max_object_bytes))):
+        with room.taken(min(source.max_object_bytes, promised_bytes(request, source.max_object_bytes))):
             return await _receive(request, workspace, source, key)
 
     return router
-
-
-class _Room:
-    """How many bodies, and bytes of them, may lie here at once; one alone may always."""
-
-    def __init__(self) -> None:
-        self._n_uploads = self._n_bytes = 0
-
-    @contextmanager
-    def taken(self, n_bytes: int) -> Iterator[None]:
-        """Hold room for a body until the block ends; raises ServiceError."""
-        if self._n_uploads and (self._n_uploads >= _AT_ONCE or self._n_bytes + n_bytes > _HELD_BYTES):
-            msg = f"{self._n_uploads} uploads of {self._n_bytes} bytes are under way; send again later"
-            raise ServiceError(msg)
-        self._n_uploads, self._n_bytes = self._n_uploads + 1, self._n_bytes + n_bytes
-        try:
-            yield
-        finally:
-            self._n_uploads, self._n_bytes = self._n_uploads - 1, self._n_bytes - n_bytes
-
-
-def _promised_bytes(request: Request, otherwise: int) -> int:
-    if "transfer-encoding" in request.headers:  # it overrides any length
-        return otherwise
-    return int(request.headers.get("content-length", otherwise))
 
 
 def read_place(raw_path: bytes) -> tuple[str, str]:
@@ -98,9 +72,9 @@ def read_place(raw_path: bytes) -> tuple[str, str]:
         raise HTTPException(400, "the path is no percent-encoded UTF-8") from None
 
 
-def _find_source(workspace: Workspace, alias: str) -> SourceSettings:
+def _find_source(workspace: Workspace, alias: str, caller: Caller) -> SourceSettings:
     source = next((source for source in workspace.settings.sources if source.alias == alias), None)
-    if source is None:
+    if source is None or not caller.sees(alias):
         raise HTTPException(404, "there is no such source")
     if not source.uploads:
         raise HTTPException(403, "this source takes no uploads; set `uploads: true` for it")

@@ -10,7 +10,7 @@ FAULTS := $(BIN)/python -m pytest -n 6 --dist worksteal tests/faults
 SOAK ?= --seconds 600 --objects 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check faults mutations soak postgres-test dev lock clean programs test-programs server-programs
+.PHONY: help demo test notebook check faults mutations soak postgres-test dev lock clean programs test-programs server-programs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -58,6 +58,11 @@ soak: $(STAMP) test-programs  ## kill workers at random for ten minutes over 10,
 
 postgres-test: $(STAMP) server-programs  ## the tests with the ledger on a real PostgreSQL
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/soak --ledger postgresql
+
+notebook: $(STAMP) programs  ## execute notebooks/search.ipynb on the demo's lake; the copy with pictures is docs/notebook/
+	@test -f $(DEMO_OUT)/mm_assets.yaml || $(BIN)/mm demo --out $(DEMO_OUT)
+	MM_ASSETS_CONFIG=$(abspath $(DEMO_OUT))/mm_assets.yaml $(BIN)/jupyter-nbconvert --log-level WARN --execute \
+		--to markdown --output-dir docs/notebook notebooks/search.ipynb
 
 dev: $(STAMP)  ## Dagster's UI with the daemon, on the settings in this folder (or of MM_ASSETS_CONFIG)
 	@scripts/dev.sh

@@ -108,6 +108,11 @@ class FakeFaces(HashExtractor, InsightfaceExtractor):
         values = {"face_id": ids, "confidence": [0.8] * n, "vector": _vector_column(contents)}
         return values | {"landmarks_px": [[1.0] * 10] * n} | self._boxes(n)
 
+    def find_faces(self, image: Any) -> tuple[Any, Any]:
+        """Find one face that fills a picture."""
+        height, width = image.shape[:2]
+        return np.array([[0, 0, width, height]], np.float32), hash_vectors([image.tobytes()])
+
 
 class FakeReader(HashExtractor, TesseractExtractor):
     """One line of text in each picture."""

@@ -28,11 +28,13 @@ OPERATORS = (*_COMPARISONS, "in", *_OF_TEXTS, *_NULLS)
 _MOST_VALUES = 500
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SEGMENTS = TABLES["segments"]
+_FOUND_IN = {"tag": "tags", "label": "detected_objects"}  # columns of what was found in a segment: one of it must pass
 COLUMNS: Mapping[str, Column] = {
     column.name: column
     for column in (
         *(column for column in _SEGMENTS.columns if column.name not in _SEGMENTS.private),
         *(column for column in TABLES["raw_objects"].columns if column.name in OBJECT_COLUMNS),
+        *(column for name, table in _FOUND_IN.items() for column in TABLES[table].columns if column.name == name),
     )
 }
 
@@ -66,6 +68,12 @@ def to_condition(filters: Sequence[Filter]) -> str:
 
 def _compare(given: Filter) -> str:
     column = _find_column(given.column)
+    if (found := _FOUND_IN.get(given.column)) is not None:
+        return f"segment_id IN (SELECT segment_id FROM {found} WHERE {_compare_column(given, column)})"  # noqa: S608  constants and literals
+    return _compare_column(given, column)
+
+
+def _compare_column(given: Filter, column: Column) -> str:
     if given.op in _NULLS:
         if given.value is not None:
             raise _refusal(given, f"{given.op} takes no value")

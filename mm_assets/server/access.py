@@ -24,6 +24,8 @@ from mm_assets.ledger.keys import RIGHTS
 from mm_assets.server.limits import RateLimit
 from mm_assets.server.tokens import TokenReader
 
+COOKIE = "mm_assets_key"
+_OWN_SITES = {"same-origin", "none"}  # of Sec-Fetch-Site: our own page, or a person's own doing
 _OPEN = ("search", "read")  # without keys, and counted for the limit
 _LOOPBACK_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
@@ -96,12 +98,19 @@ class Guard:
     def _admit(self, request: Request, right: str) -> Caller:
         if not self.has_keys:
             return _admit_without_key(request, right)
-        caller = self.find(request.headers.get("authorization", ""))
+        caller = self.find(_credentials(request))
         if caller is None:
             raise HTTPException(401, "the API key is missing or wrong", headers={"WWW-Authenticate": "Bearer"})
         if right not in caller.rights:
             raise HTTPException(403, f"this key does not allow {right}; `mm keys add` makes one that does")
         return caller
+
+
+def _credentials(request: Request) -> str:
+    """Return what a program sends along, or what the page keeps in a cookie, which no other site may use."""
+    header = request.headers.get("authorization", "")
+    is_own = all(site in _OWN_SITES for site in request.headers.getlist("sec-fetch-site"))
+    return f"Bearer {request.cookies[COOKIE]}" if not header and is_own and COOKIE in request.cookies else header
 
 
 def _admit_without_key(request: Request, right: str) -> Caller:
@@ -118,9 +127,7 @@ def _is_of_this_machine(request: Request) -> bool:
     headers, (address, _) = request.headers, request.scope["server"]
     is_direct = is_loopback(address) and not any(name in headers for name in _FORWARDED)
     is_named_so = _LOOPBACK_HOST.fullmatch(headers.get("host", "")) is not None
-    return (
-        is_direct and is_named_so and all(site in {"same-origin", "none"} for site in headers.getlist("sec-fetch-site"))
-    )
+    return is_direct and is_named_so and all(site in _OWN_SITES for site in headers.getlist("sec-fetch-site"))
 
 
 def check_address(host: str, *, has_keys: bool) -> None:

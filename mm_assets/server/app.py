@@ -20,6 +20,7 @@ from mm_assets.server.access import Guard
 from mm_assets.server.documenting import document
 from mm_assets.server.health import build_health
 from mm_assets.server.objects import build_objects
+from mm_assets.server.pages import build_pages, build_sign_in
 from mm_assets.server.receivers import build_receivers
 from mm_assets.server.searching import Desk, build_search
 from mm_assets.server.tasks import build_tasks
@@ -49,6 +50,8 @@ def build_app(workspace: Workspace) -> FastAPI:
     app.include_router(build_health(workspace, receiver, guard))
     app.include_router(build_uploads(workspace, guard))
     app.include_router(build_tasks(workspace, guard))
+    app.include_router(build_pages(workspace, guard, desk))
+    app.include_router(build_sign_in(guard))
     document(app)
     _add_handlers(app)
     return app

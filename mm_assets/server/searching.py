@@ -27,8 +27,8 @@ from mm_assets.server.objects import find_object
 from mm_assets.server.reading import Room, promised_bytes, read_body
 from mm_assets.settings import Settings
 
-_MAX_PICTURE_BYTES = 10_000_000
-_MAX_PICTURE_CHARS = 4 * -(-_MAX_PICTURE_BYTES // 3)  # in base64
+MAX_PICTURE_BYTES = 10_000_000
+_MAX_PICTURE_CHARS = 4 * -(-MAX_PICTURE_BYTES // 3)  # in base64
 _MAX_BODY_BYTES = 2 * _MAX_PICTURE_CHARS + 1_000_000
 _READ_WITHIN_S = 60.0
 _ANSWER_WITHIN_S = 30.0
@@ -160,7 +160,7 @@ def _decode(name: str, text: str | None) -> bytes | None:
     if text is None:
         return None
     if len(text) > _MAX_PICTURE_CHARS:
-        msg = f"{name} is larger than {_MAX_PICTURE_BYTES:,} bytes; scale it down"
+        msg = f"{name} is larger than {MAX_PICTURE_BYTES:,} bytes; scale it down"
         raise ConfigError(msg)
     try:
         picture = base64.b64decode(text, validate=True)

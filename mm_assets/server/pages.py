@@ -1,0 +1,130 @@
+"""The page: search with filters, answers as pictures, and all of one object beside its player.
+
+Put here: the routes. Keep out: forms (``asking``), values (``describing``), HTML (``rendering``), bytes (``media``).
+
+Everything works without a script; what a script adds (dropping a picture, jumping in the player) is in ``page.js``.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import RedirectResponse, Response
+
+from mm_assets.errors import ConfigError
+from mm_assets.flows.workspace import Workspace
+from mm_assets.server.access import COOKIE, Admit, Caller, Guard
+from mm_assets.server.asking import Asked, read_form, read_pictures
+from mm_assets.server.describing import Facets, describe
+from mm_assets.server.media import stream
+from mm_assets.server.objects import find_object
+from mm_assets.server.rendering import render
+from mm_assets.server.searching import Desk
+
+_FOLDER = Path(__file__).parent / "static"
+_FILES = {"page.css": "text/css", "page.js": "text/javascript"}
+_KEPT = {"X-Content-Type-Options": "nosniff", "Cache-Control": "max-age=3600"}
+
+
+def build_pages(workspace: Workspace, guard: Guard, desk: Desk) -> APIRouter:
+    """Build the routes."""
+    router = APIRouter(include_in_schema=False)
+    may_search, may_read = _or_sign_in(guard.requires("search")), _or_sign_in(guard.requires("read"))
+    facets = Facets(workspace)
+
+    @router.get("/")
+    async def search(request: Request, caller: Annotated[Caller, Depends(may_search)]) -> Response:
+        """Show the form, and the answers to what its address holds."""
+        return await _answer(request, read_form(request.query_params), caller, desk, facets)
+
+    @router.post("/")
+    async def search_by_picture(request: Request, caller: Annotated[Caller, Depends(may_search)]) -> Response:
+        """Answer a form with a picture."""
+        async with request.form(max_files=2, max_fields=200, max_part_size=100_000) as form:
+            asked = await read_pictures(form)
+        return await _answer(request, asked, caller, desk, facets)
+
+    @router.get("/view/{object_id}")
+    def view(request: Request, object_id: str, caller: Annotated[Caller, Depends(may_read)]) -> Response:
+        """Show one object."""
+        known = find_object(workspace, object_id, caller)
+        return render(request, "object.html", describe(workspace, known, request.query_params))
+
+    @router.get("/media/{object_id}")
+    def media(request: Request, object_id: str, caller: Annotated[Caller, Depends(may_read)]) -> Response:
+        """Give an object's bytes."""
+        known = find_object(workspace, object_id, caller)
+        return stream(workspace.sources[known.version.alias], known, request.headers.get("range"))
+
+    @router.get("/static/{name}")
+    def static(name: str) -> Response:
+        """Give a file of the page."""
+        if name not in _FILES:
+            raise HTTPException(404)
+        return Response((_FOLDER / name).read_bytes(), media_type=_FILES[name], headers=_KEPT)
+
+    return router
+
+
+async def _answer(request: Request, asked: Asked, caller: Caller, desk: Desk, facets: Facets) -> Response:
+    shown: dict[str, Any] = {"asked": asked, "moments": None, "notes": (), "error": "", "took_ms": 0}
+    started, status = time.monotonic(), 200
+    try:
+        if asked.is_question:
+            found = await desk.ask(asked.to_question(caller.sources))
+            shown |= {"moments": found.rows.to_pylist(), "notes": found.notes}
+            shown["took_ms"] = round((time.monotonic() - started) * 1_000)
+    except ConfigError as error:
+        shown["error"], status = str(error), 400
+    except HTTPException as error:
+        shown["error"], status = str(error.detail), error.status_code
+    shown["facets"] = await run_in_threadpool(facets.read, caller)
+    return render(request, "search.html", shown, status)
+
+
+def build_sign_in(guard: Guard) -> APIRouter:
+    """Build the routes by which a browser gets its key into a cookie, and rid of it."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/login")
+    def form(request: Request) -> Response:
+        """Show the form."""
+        return render(request, "login.html", {"error": ""})
+
+    @router.post("/login")
+    async def sign_in(request: Request) -> Response:
+        """Keep a good key in a cookie that no script reads and no other site sends."""
+        async with request.form(max_files=0, max_fields=1, max_part_size=1_000) as given:
+            key = str(given.get("key", "")).strip()
+        if await run_in_threadpool(guard.find, f"Bearer {key}") is None:
+            return render(request, "login.html", {"error": "This is no key, or it was revoked."}, 401)
+        answer = RedirectResponse("/", 303)
+        secure = request.url.scheme == "https"
+        answer.set_cookie(COOKIE, key, httponly=True, samesite="strict", secure=secure, path="/")
+        return answer
+
+    @router.post("/logout")
+    def sign_out() -> Response:
+        """Forget the key."""
+        answer = RedirectResponse("/login", 303)
+        answer.delete_cookie(COOKIE, path="/")
+        return answer
+
+    return router
+
+
+def _or_sign_in(admit: Admit) -> Callable[[Request], Caller]:
+    """Lead a person without a key to where one is asked for."""
+
+    def admit_person(request: Request) -> Caller:
+        try:
+            return admit(request, None)
+        except HTTPException as error:
+            if error.status_code != 401:
+                raise
+            raise HTTPException(303, headers={"Location": "/login"}) from None
+
+    return admit_person

@@ -7,10 +7,11 @@ DEMO_OUT ?= demo/out
 
 # Most of the time these tests wait: for leases, services that fail, processes that start.
 FAULTS := $(BIN)/python -m pytest -n 6 --dist worksteal tests/faults
+APART := --ignore tests/faults --ignore tests/soak --ignore tests/browser
 SOAK ?= --seconds 600 --objects 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test notebook check faults mutations soak postgres-test dev lock clean programs test-programs server-programs
+.PHONY: help demo test notebook browser browser-programs check faults mutations soak postgres-test dev lock clean programs test-programs server-programs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,11 +33,14 @@ test-programs:
 server-programs:
 	@scripts/install_programs.sh postgresql
 
+browser-programs:
+	@scripts/install_programs.sh chromium
+
 demo: $(STAMP) programs  ## install everything and run the main job on the demo media, offline
 	$(BIN)/mm demo --out $(DEMO_OUT)
 
 test: $(STAMP) test-programs  ## run the tests, and of the fault suite the part on moto and SQLite
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/soak
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(APART)
 	$(FAULTS) -k moto-sqlite
 
 check: $(STAMP)  ## lint, format, types, import contracts, documentation
@@ -57,12 +61,15 @@ soak: $(STAMP) test-programs  ## kill workers at random for ten minutes over 10,
 	PYTHONPATH=tests $(BIN)/python -m soak.run $(SOAK)
 
 postgres-test: $(STAMP) server-programs  ## the tests with the ledger on a real PostgreSQL
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/faults --ignore tests/soak --ledger postgresql
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(APART) --ledger postgresql
 
 notebook: $(STAMP) programs  ## execute notebooks/search.ipynb on the demo's lake; the copy with pictures is docs/notebook/
 	@test -f $(DEMO_OUT)/mm_assets.yaml || $(BIN)/mm demo --out $(DEMO_OUT)
 	MM_ASSETS_CONFIG=$(abspath $(DEMO_OUT))/mm_assets.yaml $(BIN)/jupyter-nbconvert --log-level WARN --execute \
 		--to markdown --output-dir docs/notebook notebooks/search.ipynb
+
+browser: $(STAMP) test-programs browser-programs  ## drive the page in headless Chromium; screenshots are in build/browser/
+	$(BIN)/python -m pytest tests/browser
 
 dev: $(STAMP)  ## Dagster's UI with the daemon, on the settings in this folder (or of MM_ASSETS_CONFIG)
 	@scripts/dev.sh

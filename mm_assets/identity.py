@@ -91,6 +91,11 @@ def segment_id(object_id: str, segment_kind: str, ordinal: int) -> str:
     return f"{object_id}-{segment_kind[0]}{ordinal:06d}"
 
 
+def has_picture(segment_id: str) -> bool:
+    """Whether a segment has an image, by its id: stretches of audio have none."""
+    return segment_id.rpartition("-")[2][:1] != "a"
+
+
 def item_id(owner_id: str, ordinal: int) -> str:
     """Id of the n-th thing found in a segment (a box, a face, a line, an utterance)."""
     return f"{owner_id}-{ordinal:04d}"

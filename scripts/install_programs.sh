@@ -2,6 +2,7 @@
 # Make sure that the programs outside Python are there; install what is missing where that can be done.
 #   install_programs.sh              tesseract, the one program that mm_assets calls
 #   install_programs.sh espeak       the speech synthesiser as well, which speaks the tests' media
+#   install_programs.sh chromium     both, and the browser of `make browser`
 #   install_programs.sh postgresql   both, and the server's binaries, for `make postgres-test`; the tests run one of their own
 set -eu
 
@@ -13,6 +14,10 @@ has_postgresql() {
     command -v postgres >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1
 }
 
+has_chromium() {
+    command -v chromium >/dev/null 2>&1 || command -v chromium-browser >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1
+}
+
 install_package() {
     command -v apt-get >/dev/null 2>&1 || return 1
     sudo=""
@@ -22,8 +27,8 @@ install_package() {
 }
 
 case "${1:-}" in
-    "" | espeak | postgresql) ;;
-    *) echo "usage: $0 [espeak | postgresql]" >&2; exit 2 ;;
+    "" | espeak | postgresql | chromium) ;;
+    *) echo "usage: $0 [espeak | postgresql | chromium]" >&2; exit 2 ;;
 esac
 
 failed=0
@@ -52,6 +57,15 @@ PostgreSQL is missing and could not be installed from here. The tests start a se
     Debian, Ubuntu   sudo apt-get install postgresql
     Fedora           sudo dnf install postgresql-server
     macOS            brew install postgresql
+TEXT
+}
+[ "${1:-}" != chromium ] || has_chromium || install_package chromium || {
+    failed=1
+    cat >&2 <<'TEXT'
+Chromium is missing and could not be installed from here. `make browser` drives the page in it. Install it:
+    Debian, Ubuntu   sudo apt-get install chromium
+    Fedora           sudo dnf install chromium
+    macOS            brew install --cask google-chrome
 TEXT
 }
 exit $failed

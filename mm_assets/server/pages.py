@@ -50,7 +50,10 @@ def build_pages(workspace: Workspace, guard: Guard, desk: Desk) -> APIRouter:
     @router.get("/view/{object_id}")
     def view(request: Request, object_id: str, caller: Annotated[Caller, Depends(may_read)]) -> Response:
         """Show one object."""
-        known = find_object(workspace, object_id, caller)
+        try:
+            known = find_object(workspace, object_id, caller)
+        except HTTPException as error:
+            return render(request, "missing.html", {}, error.status_code)
         return render(request, "object.html", describe(workspace, known, request.query_params))
 
     @router.get("/media/{object_id}")

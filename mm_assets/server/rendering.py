@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 
+from mm_assets.identity import has_picture
 from mm_assets.server.access import COOKIE
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -43,7 +44,13 @@ def _environment() -> Any:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"marked": marked, "place": place, "clock": clock, "bytes": n_bytes}
+    environment.filters |= {
+        "marked": marked,
+        "place": place,
+        "has_picture": has_picture,
+        "clock": clock,
+        "bytes": n_bytes,
+    }
     return environment
 
 

@@ -1,8 +1,9 @@
 """Settings → the lake, and search over it, for those who only read: no ledger, no Dagster run.
 
-Put here: opening for notebooks and the command line. Keep out: questions and answers, which are ``retrieval``'s.
+Put here: opening for notebooks, the command line and checks. Keep out: questions and answers, which are ``retrieval``'s.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,8 @@ from mm_assets.flows.recipes import build_recipes
 from mm_assets.lake import Lake
 from mm_assets.resources.s3 import open_store
 from mm_assets.retrieval import Models, Retriever
+from mm_assets.retrieval.evaluation import Evaluation, evaluate
+from mm_assets.retrieval.golden import Golden
 from mm_assets.settings import Settings
 from mm_assets.spaces import SPACES
 
@@ -39,6 +42,17 @@ def open_retriever(settings: Settings) -> Retriever:
     return Retriever(
         open_lake(settings), used, cache=settings.cache, link=lambda alias, key: link_to(settings, alias, key)
     )
+
+
+def evaluate_search(
+    settings: Settings, golden: Golden, k: int, report: Callable[[int, int], None] = lambda *_: None
+) -> Evaluation:
+    """Ask golden queries of the lake's search; raises ConfigError also where one expects an object that is not there."""
+    rows = open_lake(settings).read_table("raw_objects", ["bucket", "key"])
+    objects = rows.to_pylist() if rows is not None else []
+    golden.require_objects({name for row in objects for name in (row["key"], f"{row['bucket']}/{row['key']}")})
+    retriever = open_retriever(settings)
+    return evaluate(golden, lambda question: retriever.ask(question).rows.to_pylist(), k, report)
 
 
 def link_to(settings: Settings, alias: str, key: str) -> str:

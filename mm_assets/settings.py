@@ -178,8 +178,10 @@ class RefreshSettings(_Section):
     anomaly_neighbours: int = Field(5, ge=1, description="k of the distance to the k-th neighbour")
     anomaly_percentile: float = Field(0.98, gt=0, lt=1, description="share of the baseline below a flagged score")
     taxonomy: Path | None = Field(None, description="tags and their prompts; default: the model pack's own")
-    golden: Path | None = Field(None, description="queries with known answers, asked of each new index; default: none")
-    min_golden_recall: float = Field(0.9, ge=0, le=1, description="their recall@1 below which the asset check fails")
+    golden: Path | None = Field(None, description="file of golden queries, asked of each new index; default: none")
+    min_golden_recall: float = Field(
+        0.9, ge=0, le=1, description="recall@1 of the golden queries below which a check fails"
+    )
     gone_brake: float = Field(0.2, ge=0, le=1, description="a pass that misses a larger share of a source stops")
 
 

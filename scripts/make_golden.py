@@ -137,5 +137,12 @@ def _to_yaml(query: Query) -> str:
     return "  - " + "\n    ".join([*fields, "expect:", *moments])
 
 
+def main() -> None:
+    """Write the file."""
+    file = DEMO / "golden.yaml"
+    file.write_text(make_golden(read_truth(DEMO / "truth.json")), encoding="utf-8")
+    print(f"wrote {file}")
+
+
 if __name__ == "__main__":
-    (DEMO / "golden.yaml").write_text(make_golden(read_truth(DEMO / "truth.json")), encoding="utf-8")
+    main()

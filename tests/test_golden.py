@@ -23,7 +23,8 @@ from mm_assets.retrieval.evaluation import Evaluation, evaluate, is_right, relev
 from mm_assets.retrieval.golden import Expected, Golden, GoldenQuery, read_golden
 from mm_assets.settings import Settings, load_settings
 
-DEMO = Path(__file__).parents[1] / "demo"
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "demo"
 HIT = "{shown: text, where: \"key = 'picture0.png'\", expect: [{object: picture0.png}]}"
 MISS = "{shown: text, where: \"key = 'picture0.png'\", expect: [{object: source/picture1.png}]}"
 
@@ -120,6 +121,16 @@ def test_pictures_lie_beside_the_file(tmp_path: Path) -> None:
     assert query.question(7) == wanted
     assert str(query) == "face: who.jpg, where: duration_s > 5, group_by: object"
     assert query.kind == "face"
+
+
+def test_the_example_of_the_page_can_be_read(tmp_path: Path) -> None:
+    """What docs/evaluation.md shows is a golden file."""
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    file = tmp_path / "golden.yaml"
+    file.write_text(page.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "anna.jpg").touch()
+    assert [query.kind for query in read_golden(file).queries] == ["text", "said", "shown", "face"]
 
 
 def test_the_kind_of_a_query_is_what_it_asks_by() -> None:

@@ -128,13 +128,15 @@ def _has_phrase(words: Words, asked: Words) -> bool:
 
 
 def _to_yaml(query: Query) -> str:
-    """Write a query, whose texts are quoted as in JSON, with a line for each expected moment."""
-    fields = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in query.items() if name != "expect"]
-    moments = [
-        "  - {" + ", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in moment.items()) + "}"
-        for moment in query["expect"]
-    ]
-    return "  - " + "\n    ".join([*fields, "expect:", *moments])
+    """Write a query, with a line for each expected moment."""
+    asked = _fields({name: value for name, value in query.items() if name != "expect"})
+    moments = [f"  - {{{', '.join(_fields(moment))}}}" for moment in query["expect"]]
+    return "  - " + "\n    ".join([*asked, "expect:", *moments])
+
+
+def _fields(values: Query) -> list[str]:
+    """Write names and values; JSON's quotes are YAML's, too."""
+    return [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
 
 
 def main() -> None:

@@ -341,6 +341,14 @@ def test_an_unknown_object_is_said_before_anything_is_asked(run: Callable[..., R
     assert result.stdout == ""
 
 
+def test_an_empty_lake_says_what_to_run(make_workspace: Callable[..., Place]) -> None:
+    """And not that every object is unknown."""
+    place = make_workspace()
+    place.open()
+    result = mm("evaluate", str(write(place.folder, HIT)), "-c", str(place.config_file), code=2)
+    assert "run `mm ingest`" in result.stderr
+
+
 def test_a_missing_picture_is_said(run: Callable[..., Result]) -> None:
     """With the query that names it."""
     assert "query 1, face: there is no file" in run(["{face: a.jpg, expect: [{object: picture0.png}]}"], code=2).stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from mm_assets.errors import ConfigError
 from mm_assets.extractors.packs import load_pack
 from mm_assets.extractors.registry import build_extractor, choose_placement
 from mm_assets.flows.recipes import build_recipes
@@ -47,10 +48,23 @@ def open_retriever(settings: Settings) -> Retriever:
 def evaluate_search(
     settings: Settings, golden: Golden, k: int, report: Callable[[int, int], None] = lambda *_: None
 ) -> Evaluation:
-    """Ask golden queries of the lake's search; raises ConfigError also where one expects an object that is not there."""
-    rows = open_lake(settings).read_table("raw_objects", ["bucket", "key"])
-    objects = rows.to_pylist() if rows is not None else []
-    golden.require_objects({name for row in objects for name in (row["key"], f"{row['bucket']}/{row['key']}")})
+    """Ask golden queries of the lake's search.
+
+    Parameters
+    ----------
+    report : told how many of how many queries are answered
+
+    Raises
+    ------
+    ConfigError
+        Nothing is published yet, an expected object is not in the lake, or a query cannot be asked; names the query.
+    """
+    lake = open_lake(settings)
+    rows = lake.read_table("raw_objects", ["bucket", "key"])
+    if rows is None:
+        msg = f"no tables in {lake.uri} yet; run `mm ingest`"
+        raise ConfigError(msg)
+    golden.require_objects({name for row in rows.to_pylist() for name in (row["key"], f"{row['bucket']}/{row['key']}")})
     retriever = open_retriever(settings)
     return evaluate(golden, lambda question: retriever.ask(question).rows.to_pylist(), k, report)
 

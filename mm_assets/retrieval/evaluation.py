@@ -102,20 +102,19 @@ class Judged:
             "query": self.number,
             "kind": self.query.kind,
             "asked": str(self.query),
-            "expected": [_place(item.object, item.stretch or (None, None), item.page) for item in self.query.expect],
+            "expected": [_place(item.object, item.start_s, item.end_s, item.page) for item in self.query.expect],
             "rank": self.rank,
             "came_first": self.first and _place_of(self.first),
         }
 
 
 def _place_of(row: Row) -> str:
-    return _place(f"{row['bucket']}/{row['key']}", (row["start_s"], row["end_s"]), row["page_number"])
+    return _place(f"{row['bucket']}/{row['key']}", row["start_s"], row["end_s"], row["page_number"])
 
 
-def _place(name: str, stretch: tuple[float | None, float | None], page: int | None) -> str:
+def _place(name: str, start_s: float | None, end_s: float | None, page: int | None) -> str:
     if page is not None:
         return f"{name} page {page}"
-    start_s, end_s = stretch
     return name if start_s is None or end_s is None else f"{name} {start_s:.1f}-{end_s:.1f} s"
 
 

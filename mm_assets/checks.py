@@ -1,16 +1,19 @@
 """Asset checks: statements about the published tables that are true, or an operator hears of it.
 
-Put here: one check per promise of ``schemas`` and of the index. Keep out: repairs.
+Put here: one check per promise of ``schemas`` and of the index, and of search over it. Keep out: repairs.
 """
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mm_assets.assets.collection import judgement_tables, tables
+from mm_assets.assets.collection import VECTOR_INDEXES, judgement_tables, tables, text_index
 from mm_assets.assets.dead_letters import dead_letters_are_few
-from mm_assets.errors import SchemaError
+from mm_assets.errors import ConfigError, SchemaError
 from mm_assets.flows.indexes import indexed_ids
 from mm_assets.flows.publishing import STATES, shown_recipes, step_table
 from mm_assets.flows.verifying import index_difference
@@ -20,6 +23,12 @@ from mm_assets.resources.workspace import WorkspaceResource
 from mm_assets.schemas import JUDGEMENT_TABLES, TABLES, Table, check_schema
 from mm_assets.spaces import SPACES
 from mm_assets.vectors import UNIT_TOLERANCE, as_vector_ids, from_arrow
+
+if TYPE_CHECKING:
+    from mm_assets.retrieval.evaluation import Evaluation
+
+_GOLDEN_ANSWERS = 10  # asked of each golden query
+_SHOWN_QUERIES = 20
 
 
 def _tables_of(workspace: Workspace, *, judged: bool) -> list[Table]:
@@ -123,6 +132,43 @@ def index_rows_are_live_rows(workspace: WorkspaceResource) -> dg.AssetCheckResul
         return _result(dict(index_differences(opened)))
 
 
+@dg.asset_check(
+    asset=text_index,
+    additional_deps=VECTOR_INDEXES,
+    description="Search finds what `refresh.golden` expects: recall@1 is at least `refresh.min_golden_recall`.",
+)
+def golden_moments_are_found(workspace: WorkspaceResource) -> dg.AssetCheckResult:
+    """Ask the golden queries of the new indexes, as `mm evaluate` does."""
+    from mm_assets.resources.readers import evaluate_search  # boto3, which definitions need not wait for
+    from mm_assets.retrieval.golden import read_golden
+
+    settings = workspace.settings()
+    file, bar = settings.refresh.golden, settings.refresh.min_golden_recall
+    if file is None:
+        return dg.AssetCheckResult(passed=True, description="skipped: no golden file is set (`refresh.golden`)")
+    try:
+        evaluation = evaluate_search(settings, read_golden(file), _GOLDEN_ANSWERS)
+    except ConfigError as error:
+        return dg.AssetCheckResult(passed=False, description=str(error))
+    recall = evaluation.overall.recall_at_1
+    return dg.AssetCheckResult(
+        passed=recall >= bar,
+        description="" if recall >= bar else f"recall@1 is {recall:.3f}, below {bar:g}; `mm evaluate {file}` says more",
+        metadata=_golden_metadata(evaluation),
+    )
+
+
+def _golden_metadata(evaluation: "Evaluation") -> dict[str, Any]:
+    missed = [item.describe() for item in evaluation.missed[:_SHOWN_QUERIES]]
+    by_kind = {kind: asdict(metrics) for kind, metrics in evaluation.by_kind.items()}
+    return {
+        **asdict(evaluation.overall),
+        "k": evaluation.k,
+        "by_kind": dg.MetadataValue.json(by_kind),
+        "missed": dg.MetadataValue.json(missed),
+    }
+
+
 CHECKS = [
     _build_schema_check(tables, judged=False),
     _build_schema_check(judgement_tables, judged=True),
@@ -130,5 +176,6 @@ CHECKS = [
     _build_id_check(judgement_tables, judged=True),
     vectors_are_unit,
     index_rows_are_live_rows,
+    golden_moments_are_found,
     dead_letters_are_few,
 ]

@@ -178,6 +178,10 @@ class RefreshSettings(_Section):
     anomaly_neighbours: int = Field(5, ge=1, description="k of the distance to the k-th neighbour")
     anomaly_percentile: float = Field(0.98, gt=0, lt=1, description="share of the baseline below a flagged score")
     taxonomy: Path | None = Field(None, description="tags and their prompts; default: the model pack's own")
+    golden: Path | None = Field(None, description="file of golden queries, asked of each new index; default: none")
+    min_golden_recall: float = Field(
+        0.9, ge=0, le=1, description="recall@1 of the golden queries below which a check fails"
+    )
     gone_brake: float = Field(0.2, ge=0, le=1, description="a pass that misses a larger share of a source stops")
 
 
@@ -429,8 +433,9 @@ def _anchor(settings: Settings, base: Path) -> Settings:
     sources = tuple(source.model_copy(update={"uri": uri_of(source)}) for source in settings.sources)
     lake = settings.lake.model_copy(update={"uri": uri_of(settings.lake)})
     refresh, models = settings.refresh, settings.models
-    if refresh.taxonomy is not None:
-        refresh = refresh.model_copy(update={"taxonomy": base / refresh.taxonomy.expanduser()})
+    for name in ("taxonomy", "golden"):
+        if (file := getattr(refresh, name)) is not None:
+            refresh = refresh.model_copy(update={name: base / file.expanduser()})
     if models.folder is not None:
         models = models.model_copy(update={"folder": base / models.folder.expanduser()})
     places = {"sources": sources, "lake": lake, "state": base / settings.state.expanduser()}

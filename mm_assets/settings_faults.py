@@ -1,4 +1,4 @@
-"""What is wrong with settings, in the words of a settings file.
+"""What is wrong with a file that people write, above all with settings, in the words of that file.
 
 Put here: sentences for what pydantic says in Python's words. Keep out: the settings.
 """
@@ -8,11 +8,13 @@ from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 _SENTENCES = {
-    "extra_forbidden": "there is no such setting",
     "missing": "it must be given",
     "tuple_type": "it must be a list",
+    "too_short": "it must not be empty",
+    "string_too_short": "it must not be empty",
     "model_type": "it must be a section: names with values below it",
     "string_type": "it must be a text; put it in quotes",
     "path_type": "it must be a path",
@@ -29,11 +31,15 @@ _SENTENCES = {
 def explain_faults(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     """Yield a line for each fault: the setting, what is wrong with it, and for an unknown name the one that is meant."""
     for fault in error.errors():
-        plain = fault["msg"].removeprefix("Value error, ").replace("Input should", "it must")
-        sentence = _SENTENCES.get(fault["type"], plain)
-        if fault["type"] == "extra_forbidden":
-            sentence += _meant(model, fault["loc"])
-        yield f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {sentence}"
+        yield f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {explain_fault(fault, model, 'setting')}"
+
+
+def explain_fault(fault: ErrorDetails, model: type[BaseModel], noun: str) -> str:
+    """Return what is wrong at one place; the noun is what a name stands for in the file."""
+    if fault["type"] == "extra_forbidden":
+        return f"there is no such {noun}{_meant(model, fault['loc'])}"
+    plain = fault["msg"].removeprefix("Value error, ").replace("Input should", "it must")
+    return _SENTENCES.get(fault["type"], plain)
 
 
 def _meant(model: type[BaseModel], place: tuple[int | str, ...]) -> str:

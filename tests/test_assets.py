@@ -274,7 +274,7 @@ def failed_checks(driver: Driver) -> set[str]:
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     result = defs.resolve_job_def("check_job").execute_in_process(instance=driver.instance, run_config=quiet)
     evaluations = result.get_asset_check_evaluations()
-    assert len(evaluations) == 7
+    assert len(evaluations) == 8
     return {f"{item.asset_key.to_user_string()}.{item.check_name}" for item in evaluations if not item.passed}
 
 

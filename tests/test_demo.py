@@ -18,7 +18,8 @@ from world.truth import CollectionTruth, MediaObject, read_truth
 
 from mm_assets.cli.runs import Summary, ingest, open_instance
 from mm_assets.lake import Lake
-from mm_assets.resources.readers import open_retriever
+from mm_assets.resources.readers import evaluate_search, open_retriever
+from mm_assets.retrieval.golden import read_golden
 from mm_assets.settings import Settings, load_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.models, pytest.mark.filterwarnings("default")]
@@ -95,6 +96,13 @@ def test_the_tables_say_what_was_drawn_and_spoken(demo: Demo) -> None:
     missed.pop("text_to_moment_recall_at_1", None)
     assert missed == {}
     assert figures["text_to_moment_recall_at_5"].value >= 0.9
+
+
+def test_golden_queries_find_their_moments_first(demo: Demo) -> None:
+    """Nine of ten captions lead to the one moment that they name, and no kind of query finds nothing."""
+    figures = evaluate_search(demo.settings, read_golden(DEMO / "golden.yaml"), 10).by_kind
+    assert figures["text"].recall_at_1 >= 0.9
+    assert all(metrics.recall_at_1 > 0 for metrics in figures.values())
 
 
 def _has(answers: Iterable[Mapping[str, Any]], key: str, at_s: float, within_s: float) -> bool:
@@ -196,6 +204,7 @@ def test_all_checks_pass(demo: Demo) -> None:
             "ids_are_unique",
             "vectors_are_unit",
             "index_rows_are_live_rows",
+            "golden_moments_are_found",
             "dead_letters_are_few",
         ),
         True,

@@ -200,6 +200,7 @@ def _say_next(config: Path, folder: Path, *, is_kept: bool) -> None:
     click.echo("Try next:")
     for command in (
         f'mm search -c {config} "a purple heart"',
+        f"mm evaluate -c {config} {_find_media().parent / 'golden.yaml'}    (is what is asked for found?)",
         f'mm sql -c {config} "FROM transcripts LIMIT 10"',
         f"mm show -c {config} films/2026/spring/garden.mp4",
         f"MM_ASSETS_CONFIG={config} make dev    (Dagster's UI)",

@@ -1,18 +1,22 @@
 """Settings → the lake, and search over it, for those who only read: no ledger, no Dagster run.
 
-Put here: opening for notebooks and the command line. Keep out: questions and answers, which are ``retrieval``'s.
+Put here: opening for notebooks, the command line and checks. Keep out: questions and answers, which are ``retrieval``'s.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from mm_assets.errors import ConfigError
 from mm_assets.extractors.packs import load_pack
 from mm_assets.extractors.registry import build_extractor, choose_placement
 from mm_assets.flows.recipes import build_recipes
 from mm_assets.lake import Lake
 from mm_assets.resources.s3 import open_store
 from mm_assets.retrieval import Models, Retriever
+from mm_assets.retrieval.evaluation import Evaluation, evaluate
+from mm_assets.retrieval.golden import Golden
 from mm_assets.settings import Settings
 from mm_assets.spaces import SPACES
 
@@ -39,6 +43,30 @@ def open_retriever(settings: Settings) -> Retriever:
     return Retriever(
         open_lake(settings), used, cache=settings.cache, link=lambda alias, key: link_to(settings, alias, key)
     )
+
+
+def evaluate_search(
+    settings: Settings, golden: Golden, k: int, report: Callable[[int, int], None] = lambda *_: None
+) -> Evaluation:
+    """Ask golden queries of the lake's search.
+
+    Parameters
+    ----------
+    report : told how many of how many queries are answered
+
+    Raises
+    ------
+    ConfigError
+        Nothing is published yet, an expected object is not in the lake, or a query cannot be asked; names the query.
+    """
+    lake = open_lake(settings)
+    rows = lake.read_table("raw_objects", ["bucket", "key"])
+    if rows is None:
+        msg = f"no tables in {lake.uri} yet; run `mm ingest`"
+        raise ConfigError(msg)
+    golden.require_objects({name for row in rows.to_pylist() for name in (row["key"], f"{row['bucket']}/{row['key']}")})
+    retriever = open_retriever(settings)
+    return evaluate(golden, lambda question: retriever.ask(question).rows.to_pylist(), k, report)
 
 
 def link_to(settings: Settings, alias: str, key: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXTRAS = ("objects", "cluster", "dev")
+EXTRAS = ("objects", "cluster", "lance", "qdrant", "dev")
 LOCK = Path(__file__).parents[1] / "requirements.lock"
 
 

@@ -72,8 +72,8 @@ def _require_free(target: Path, *, is_forced: bool, is_ours: bool, kind: str) ->
 def _beside(target: Path) -> Iterator[Path]:
     """Give a name beside the target to write to; it takes the target's place at the end, and goes where there was none."""
     new, old = (target.with_name(f".{target.name}.{uuid.uuid4().hex}.{kind}") for kind in ("new", "old"))
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         yield new
         if target.is_dir():  # no folder can take the place of another in one step
             target.rename(old)

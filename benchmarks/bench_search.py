@@ -1,19 +1,24 @@
 """What a search costs and finds: our index beside FAISS flat, hnswlib, lancedb and qdrant's local mode, in one run.
 
-Run with ``python benchmarks/bench_search.py [--n 1000000]``; the others take part where they are installed
-(``pip install hnswlib lancedb qdrant-client``). Put here: data, measurements, the table. Keep out: how searching works.
+Run with ``python benchmarks/bench_search.py [--n 1000000]``; with ``--hybrid``, what a question of words and look costs.
+The others take part where they are installed (``pip install hnswlib lancedb qdrant-client``). Put here: data,
+measurements, the table. Keep out: how searching works, and how the others are used (``search_peers``).
 
-CPU seconds of one thread. The vectors are drawn from 2,000 groups of very different size in a space of lower rank, with
-a common direction and noise, as those of CLIP are; queries are drawn in the same way and are not among them.
+Each contender is built in one process, which stores it, and asked in another, which opens it: CPU seconds of all their
+threads, of which ours, FAISS and hnswlib are given one. Those that can search more widely do so until they find as much
+as ours. The vectors are drawn from 2,000 groups of very different size in a space of lower rank, with a common direction
+and noise, as those of CLIP are; queries are drawn in the same way and are not among them.
 """
 
 import argparse
-import resource
+import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,15 +27,14 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
+from search_peers import DIM, PEERS, Contender, K, Search
 
 from mm_assets.indexing import INDEX_FILE, Part, Rows, VectorIndex, build_index, update_index, write_part
 from mm_assets.vectors import Floats, as_vector_ids, to_arrow
 
-DIM, K, N_QUERIES = 512, 10, 200
+N_QUERIES = 200
 N_GROUPS, RANK = 2_000, 96
 ROWS_PER_PART = 50_000
-MOST = {"hnswlib": 1_000_000, "lancedb": 1_000_000, "qdrant (local mode)": 20_000}  # beyond, its build takes too long
-Search = Callable[[Floats], np.ndarray]  # (1, dim) → ids of ten rows
 
 
 def draw(n: int, seed: int) -> tuple[Floats, np.ndarray]:
@@ -63,16 +67,16 @@ def cpu_s(do: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - before, found
 
 
-def median_ms(search: Search, queries: Floats) -> tuple[float, np.ndarray]:
-    """Return the median CPU milliseconds of single queries, after as many to warm up, and all answers."""
+def median_ms(search: Callable[[Floats], np.ndarray], queries: Floats) -> tuple[float, np.ndarray]:
+    """Return the median CPU milliseconds of single queries, after some to warm up, and all answers; -1 is none."""
     for query in queries[:50]:
         search(query[None])
-    costs, answers = [], []
-    for query in queries:
+    costs, answers = [], np.full((len(queries), K), -1)
+    for row, query in enumerate(queries):
         seconds, found = cpu_s(lambda query=query: search(query[None]))
         costs.append(1_000 * seconds)
-        answers.append(found)
-    return float(np.median(costs)), np.array(answers)
+        answers[row, : len(found)] = found
+    return float(np.median(costs)), answers
 
 
 def recall(answers: np.ndarray, vectors: Floats, queries: Floats, worst: np.ndarray) -> float:
@@ -104,44 +108,41 @@ def write_parts(folder: Path, vectors: Floats, start: int = 0) -> list[Part]:
     return parts
 
 
-def measure_ours(folder: Path, vectors: Floats, min_recall: float) -> tuple[dict[str, Any], list[Part], dict[str, Any]]:
-    """Build, and store."""
+def build_ours(vectors: Floats, folder: Path) -> None:
+    """Write the vectors as parts, and their index."""
     parts = write_parts(folder, vectors)
-    seconds, index = cpu_s(lambda: build_index(Rows.of_parts(parts, DIM), exact_rows=0, min_recall=min_recall))
+    min_recall = json.loads((folder / "options.json").read_text())["min_recall"]
+    index = build_index(Rows.of_parts(parts, DIM), exact_rows=0, min_recall=min_recall)
     index.save(folder)
-    size = (folder / INDEX_FILE).stat().st_size
-    return {"build": seconds, "mb": size / 1e6}, parts, index.parameters
+    names_of_parts = [part.name for part in parts]
+    (folder / "index.json").write_text(json.dumps({"parts": names_of_parts, "parameters": index.parameters}))
 
 
-def opened(folder: Path, parts: list[Part], parameters: dict[str, Any]) -> tuple[float, VectorIndex]:
-    """Open what is stored; CPU milliseconds of the best of five."""
-    return min((cpu_s(lambda: VectorIndex.open(folder, parts, parameters)) for _ in range(5)), key=lambda item: item[0])
+def reopen(folder: Path, *, to_change: bool = False) -> VectorIndex:
+    """Open what ``build_ours`` stored."""
+    stored = json.loads((folder / "index.json").read_text())
+    parts = [Part(name, folder / f"{name}.arrow") for name in stored["parts"]]
+    return VectorIndex.open(folder, parts, stored["parameters"], to_change=to_change)
 
 
-def measure_memory(folder: Path, n_parts: int, parameters: dict[str, Any]) -> float:
-    """Return MiB of memory of its own that a fresh process has after 200 queries, less what it had before it opened."""
-    code = f"""
-import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]
-from bench_search import *
-import faiss; faiss.omp_set_num_threads(1)
-def own():
-    return sum(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith(("Private_Dirty", "Private_Clean", "Anonymous")) and "Dirty" in line) / 1024
-folder = Path({str(folder)!r})
-parts = sorted((Part(file.stem, file) for file in folder.glob("[0-9]*.arrow")), key=lambda part: int(part.name))[:{n_parts}]
-queries = np.load(folder / "queries.npy")
-before = own()
-index = VectorIndex.open(folder, parts, {parameters!r})
-for query in queries: index.search(query[None], K)
-print(own() - before)
-"""
-    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+def open_ours(folder: Path) -> Search:
+    """Search, without knowing yet which row an id is of."""
+    index = reopen(folder)
+    return lambda query, _: index.search(query, K)[1][0]
+
+
+def rows_of_ids(n: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what tells the rows of our ids."""
+    ids = as_vector_ids(names(0, n))
+    order = np.argsort(ids)
+    ascending = ids[order]
+    return lambda found: np.where(found < 0, -1, order[np.searchsorted(ascending, found)])
 
 
 def measure_filters(index: VectorIndex, vectors: Floats, groups: np.ndarray, queries: Floats) -> Iterator[list[str]]:
     """Yield a row for each selectivity, of rows at random and of whole groups: cost to prepare, cost, recall."""
     random, n = np.random.default_rng(5), len(vectors)
-    ids = as_vector_ids(names(0, n))
-    place = {int(item): row for row, item in enumerate(ids)}
+    ids, to_rows = as_vector_ids(names(0, n)), rows_of_ids(n)
     by_group = np.argsort(random.random(N_GROUPS)[groups], kind="stable")
     for share in (0.5, 0.1, 0.01, 0.001):
         for kind, order in (("random", random.permutation(n)), ("whole groups", by_group)):
@@ -149,8 +150,7 @@ def measure_filters(index: VectorIndex, vectors: Floats, groups: np.ndarray, que
             worst = true_worst(vectors[rows], queries)
             prepare, within = cpu_s(lambda rows=rows: _prepared(index, ids[rows]))
             cost, found = median_ms(lambda query, within=within: index.search(query, K, within)[1][0], queries)
-            answers = np.vectorize(place.get)(found)
-            is_right = recall(answers, vectors, queries, worst)
+            is_right = recall(to_rows(found), vectors, queries, worst)
             yield [f"{share:.1%} {kind}", f"{1_000 * prepare:.0f}", f"{cost:.2f}", f"{is_right:.3f}"]
 
 
@@ -160,136 +160,178 @@ def _prepared(index: VectorIndex, ids: np.ndarray) -> Any:
     return within
 
 
-def measure_changes(folder: Path, parts: list[Part], parameters: dict[str, Any], n: int) -> float:
+def measure_changes(folder: Path, n: int) -> float:
     """Return the CPU seconds to add 10,000 vectors to a stored index, without measuring its recall again."""
-    index = VectorIndex.open(folder, parts, parameters, to_change=True)
+    index, same = reopen(folder, to_change=True), reopen(folder, to_change=True)
     more, _ = draw(10_000, seed=9)
     added = write_parts(folder, more, start=10 * n)
-    rows = Rows.of_parts([*parts, *added], DIM)
+    rows = Rows.of_parts([*index.rows.parts, *added], DIM)
     seconds, _ = cpu_s(lambda: update_index(index, rows, exact_rows=0, min_recall=0.0))
-    measuring, _ = cpu_s(
-        lambda: update_index(
-            _reopened(folder, parts, parameters), Rows.of_parts(parts, DIM), exact_rows=0, min_recall=0.0
-        )
-    )
+    measuring, _ = cpu_s(lambda: update_index(same, same.rows, exact_rows=0, min_recall=0.0))
     return seconds - measuring
 
 
-def _reopened(folder: Path, parts: list[Part], parameters: dict[str, Any]) -> VectorIndex:
-    return VectorIndex.open(folder, parts, parameters, to_change=True)
+OURS = "mm_assets"
+CONTENDERS = {OURS: Contender("faiss", build_ours, open_ours), **PEERS}
 
 
-# -- the others --------------------------------------------------------------------------------------------------------
+# -- one contender, in processes of its own ----------------------------------------------------------------------------
 
 
-def faiss_flat(vectors: Floats, _: Path) -> Search:
-    """Compare with all."""
+def own_mib() -> float:
+    """Return the memory that is this process's alone and cannot be read again from a file."""
+    return kib("smaps_rollup", "Private_Dirty") / 1024
+
+
+def peak_mib() -> float:
+    """Return the most memory that this process had, pages of mapped files included."""
+    return kib("status", "VmHWM") / 1024  # not getrusage's, which begins with that of the process that started it
+
+
+def kib(file: str, name: str) -> int:
+    """Return a figure that the kernel keeps of this process."""
+    lines = Path("/proc/self", file).read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def build(contender: Contender, folder: Path, n: int) -> dict[str, float]:
+    """Build and store."""
+    vectors = np.load(folder / "vectors.npy", mmap_mode="r")[:n]
+    seconds, _ = cpu_s(lambda: contender.build(vectors, folder))
+    return {"build_s": seconds, "build_mib": peak_mib()}
+
+
+def ask(name: str, folder: Path, n: int, target: float) -> dict[str, float]:
+    """Open and ask, more and more widely until enough is found."""
+    contender = CONTENDERS[name]
+    queries, worst = np.load(folder / "queries.npy"), np.load(folder / f"worst-{n}.npy")
+    vectors = np.load(folder / "vectors.npy", mmap_mode="r")[:n]
+    to_rows = rows_of_ids(n) if name == OURS else np.asarray
+    had = own_mib()
+    opening, search = cpu_s(lambda: contender.open(folder))
+    for width in contender.widths:
+        cost, found = median_ms(lambda query, width=width: search(query, width), queries)
+        right = recall(to_rows(found), vectors, queries, worst)
+        if right >= target:
+            break
+    own = own_mib() - had
+    return {"open_ms": 1_000 * opening, "ms": cost, "recall": right, "width": width, "own_mib": own}
+
+
+def in_own_process(step: str, name: str, folder: Path, n: int, target: float) -> dict[str, float]:
+    """Run a step by itself; its last line is the figures."""
+    command = [sys.executable, __file__, "--step", step, "--peers", name, "--n", str(n), "--target", str(target)]
+    done = subprocess.run([*command, "--folder", str(folder)], check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def measure(name: str, folder: Path, n: int, target: float) -> dict[str, float]:
+    """Return all figures of a contender."""
+    n = min(n, CONTENDERS[name].most or n)
+    worst = folder / f"worst-{n}.npy"
+    if not worst.exists():
+        vectors = np.load(folder / "vectors.npy", mmap_mode="r")[:n]
+        np.save(worst, true_worst(vectors, np.load(folder / "queries.npy")))
+    figures = [in_own_process(step, name, folder, n, target) for step in ("build", "ask")]
+    return {"n": n, **figures[0], **figures[1]}
+
+
+def run_step(arguments: argparse.Namespace) -> int:
+    """Be the process of one step."""
     import faiss
 
-    index = faiss.IndexFlatIP(DIM)
-    index.add(vectors)
-    return lambda query: index.search(query, K)[1][0]
+    faiss.omp_set_num_threads(1)
+    warnings.simplefilter("ignore")  # qdrant's about its local mode
+    name, n = arguments.peers, arguments.n
+    import_module(CONTENDERS[name].module)  # before the clock starts
+    if arguments.step == "build":
+        figures = build(CONTENDERS[name], arguments.folder, n)
+    else:
+        figures = ask(name, arguments.folder, n, arguments.target)
+    print(json.dumps(figures))
+    return 0
 
 
-def hnswlib_graph(vectors: Floats, _: Path) -> Search:
-    """Walk a graph, as wide as it takes for a recall like ours."""
-    import hnswlib
-
-    index = hnswlib.Index("ip", DIM)
-    index.init_index(len(vectors), ef_construction=100, M=16)
-    index.set_num_threads(1)
-    index.add_items(vectors)
-    index.set_ef(128)
-    return lambda query: index.knn_query(query, K)[0][0].astype(np.int64)
+# -- all of them ---------------------------------------------------------------------------------------------------------
 
 
-def lancedb_table(vectors: Floats, folder: Path) -> Search:
-    """IVF_PQ on disk, refined."""
-    import lancedb
-
-    table = lancedb.connect(folder / "lance").create_table(
-        "vectors", pa.table({"row": np.arange(len(vectors)), "vector": to_arrow(vectors)})
+def compare(folder: Path, wanted: Sequence[str], n: int, console: Console) -> Table:
+    """Return a table of ours and of those that are wanted and installed."""
+    columns = (
+        "index",
+        "vectors",
+        "build core-s",
+        "build MiB",
+        "open ms",
+        "ms a query",
+        "recall@10",
+        "width",
+        "own MiB",
     )
-    table.create_index(metric="cosine", vector_column_name="vector")
-    return lambda query: np.array(
-        [row["row"] for row in table.search(query[0]).metric("cosine").nprobes(32).refine_factor(10).limit(K).to_list()]
-    )
+    table, target = Table(*columns, title=f"{n:,} × {DIM}"), 0.0
+    for name in (OURS, *wanted):
+        if find_spec(CONTENDERS[name].module) is None:
+            console.print(f"{name} is not installed")
+            continue
+        f = measure(name, folder, n, target)
+        target = target or f["recall"]
+        cost = [f"{f['build_s']:.1f}", f"{f['build_mib']:.0f}", f"{f['open_ms']:.1f}", f"{f['ms']:.3f}"]
+        table.add_row(name, f"{f['n']:,}", *cost, f"{f['recall']:.3f}", f"{f['width'] or ''}", f"{f['own_mib']:.0f}")
+    return table
 
 
-def qdrant_local(vectors: Floats, _: Path) -> Search:
-    """Qdrant's client without a server."""
-    from qdrant_client import QdrantClient, models
-
-    client = QdrantClient(":memory:")
-    client.create_collection("vectors", vectors_config=models.VectorParams(size=DIM, distance=models.Distance.COSINE))
-    client.upload_collection("vectors", vectors, ids=range(len(vectors)))
-    return lambda query: np.array(
-        [p.id for p in client.query_points("vectors", query=query[0].tolist(), limit=K).points]
-    )
-
-
-PEERS: dict[str, tuple[str, Callable[[Floats, Path], Search]]] = {
-    "FAISS flat": ("faiss", faiss_flat),
-    "hnswlib": ("hnswlib", hnswlib_graph),
-    "lancedb": ("lancedb", lancedb_table),
-    "qdrant (local mode)": ("qdrant_client", qdrant_local),
-}
-
-
-def measure_peer(name: str, vectors: Floats, queries: Floats, folder: Path) -> list[str] | None:
-    """Return a row of the table; None where it is not installed."""
-    module, build = PEERS[name]
-    if find_spec(module) is None:
-        return None
-    used = vectors[: MOST.get(name, len(vectors))]
-    seconds, search = cpu_s(lambda: build(used, folder))
-    cost, answers = median_ms(search, queries[:50])
-    right = recall(answers, used, queries[:50], true_worst(used, queries[:50]))
-    return [name, f"{len(used):,}", f"{seconds:.1f}", f"{cost:.3f}", f"{right:.3f}"]
+def read_arguments() -> argparse.Namespace:
+    """Read the command line; ``--step``, ``--folder`` and ``--target`` are for processes that this one starts."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--n", type=int, default=1_000_000, help="vectors, and texts with --hybrid")
+    parser.add_argument("--min-recall", type=float, default=0.995)
+    parser.add_argument("--peers", default=",".join(list(CONTENDERS)[1:]), help="which others, by name")
+    parser.add_argument("--hybrid", action="store_true", help="questions of words and look instead")
+    parser.add_argument("--step", choices=("build", "ask"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--target", type=float, default=0.0, help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--n", type=int, default=1_000_000, help="vectors")
-    parser.add_argument("--min-recall", type=float, default=0.995)
-    parser.add_argument(
-        "--peers", default="FAISS flat,hnswlib,lancedb,qdrant (local mode)", help="which others, by name"
-    )
-    arguments = parser.parse_args()
+    arguments = read_arguments()
+    if arguments.step:
+        return run_step(arguments)
     import faiss
 
     faiss.omp_set_num_threads(1)
-    console, (vectors, groups) = Console(), draw(arguments.n, seed=1)
-    queries, _ = draw(N_QUERIES, seed=2)
-    table = Table(
-        "index", "vectors", "build core-s", "ms a query", "recall@10", title=f"{arguments.n:,} × {DIM}, one thread"
-    )
-    filters = Table("allowed", "prepare ms", "ms a query", "recall@10", title="filtered, ours")
+    console = Console()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        np.save(folder / "queries.npy", queries)
-        facts, parts, parameters = measure_ours(folder, vectors, arguments.min_recall)
-        opening, index = opened(folder, parts, parameters)
-        cost, found = median_ms(lambda query: index.search(query, K)[1][0], queries)
-        place = {int(item): row for row, item in enumerate(as_vector_ids(names(0, arguments.n)))}
-        right = recall(np.vectorize(place.get)(found), vectors, queries, true_worst(vectors, queries))
-        table.add_row("mm_assets", f"{arguments.n:,}", f"{facts['build']:.1f}", f"{cost:.3f}", f"{right:.3f}")
-        for row in measure_filters(index, vectors, groups, queries):
-            filters.add_row(*row)
-        memory = measure_memory(folder, len(parts), parameters)
-        adding = measure_changes(folder, parts, parameters, arguments.n)
-        for peer in filter(None, arguments.peers.split(",")):
-            row = measure_peer(peer, vectors, queries, folder)
-            table.add_row(*row) if row else console.print(f"{peer} is not installed")
-    console.print(table, filters)
-    console.print(
-        f"codes {facts['mb']:.0f} MB, opened in {1_000 * opening:.1f} ms, {memory:.0f} MiB of its own after {N_QUERIES} "
-        f"queries, 10,000 added in {adding:.2f} core-s, {parameters['n_probes']} of {parameters['n_lists']} lists visited, "
-        f"{parameters['n_candidates']} candidates compared; peak of this process "
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
-    )
+        if arguments.hybrid:
+            from bench_hybrid import measure_hybrid
+
+            console.print(measure_hybrid(folder, arguments.n, arguments.min_recall))
+        else:
+            measure_vectors(folder, arguments, console)
     return 0
+
+
+def measure_vectors(folder: Path, arguments: argparse.Namespace, console: Console) -> None:
+    """Compare, and measure what only ours is asked: filters, and adding to it."""
+    vectors, groups = draw(arguments.n, seed=1)
+    queries, _ = draw(N_QUERIES, seed=2)
+    for file, array in (("vectors", vectors), ("queries", queries)):
+        np.save(folder / f"{file}.npy", array)
+    (folder / "options.json").write_text(json.dumps({"min_recall": arguments.min_recall}))
+    console.print(compare(folder, list(filter(None, arguments.peers.split(","))), arguments.n, console))
+    index = reopen(folder)
+    filters = Table("allowed", "prepare ms", "ms a query", "recall@10", title="filtered, ours")
+    for row in measure_filters(index, vectors, groups, queries):
+        filters.add_row(*row)
+    console.print(filters)
+    console.print(
+        f"codes {(folder / INDEX_FILE).stat().st_size / 1e6:.0f} MB, {index.parameters['n_probes']} of "
+        f"{index.parameters['n_lists']} lists visited, {index.parameters['n_candidates']} candidates compared; 10,000 added "
+        f"in {measure_changes(folder, arguments.n):.2f} core-s"
+    )
 
 
 if __name__ == "__main__":

@@ -281,6 +281,14 @@ class ServeSettings(_Section):
         return keys
 
 
+class ExportSettings(_Section):
+    """What `mm export` needs to reach stores of others."""
+
+    qdrant_api_key: str | None = Field(
+        None, description="key of a Qdrant server; better as an environment variable", repr=False
+    )
+
+
 class Settings(BaseSettings):
     """Everything a user can set."""
 
@@ -303,6 +311,7 @@ class Settings(BaseSettings):
     refresh: RefreshSettings = RefreshSettings()
     events: EventSettings = EventSettings()
     serve: ServeSettings = ServeSettings()
+    export: ExportSettings = ExportSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
 
     @classmethod

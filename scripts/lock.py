@@ -10,7 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXTRAS = ("objects", "cluster", "oidc", "notebook", "dev")
+EXTRAS = ("objects", "cluster", "lance", "qdrant", "oidc", "notebook", "dev")
 LOCK = Path(__file__).parents[1] / "requirements.lock"
 
 

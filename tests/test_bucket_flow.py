@@ -1,6 +1,7 @@
 """The whole chain from and to a bucket: source, lake and state apart or within each other."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,12 @@ import pytest
 from flow_driver import column, ingest, process
 from s3_server import make_client, moto_server
 
+from mm_assets.exporting import open_contents
 from mm_assets.flows.discovery import discover
 from mm_assets.mirror import local_copy
+from mm_assets.resources.readers import link_to
 from mm_assets.retrieval import open_tables
+from mm_assets.spaces import SPACES
 
 KEYS = ("a b/picture0.png", "a//b/picture1.png", "ünï/🎬.png", "u\u0308.png", "../up.png", "x" * 900 + ".png")
 
@@ -120,6 +124,26 @@ def test_a_local_copy_follows_the_lake(bucket_place: Callable[..., Any], media: 
 
     assert kept.stat().st_mtime_ns == before
     assert not (folder / "shard=1" / "part-0.parquet").exists()
+
+
+def test_an_export_of_a_lake_in_a_bucket_follows_it(
+    bucket_place: Callable[..., Any], media: Path, tmp_path: Path
+) -> None:
+    """Links are of the bucket, and of rows that left not even the local copy stays."""
+    keys = {f"p {n}.png": _picture(media, n) for n in range(2)}
+    workspace, client, name = bucket_place(keys, source="media/", refresh={"shard_objects": 1, "gone_brake": 1.0})
+
+    def export() -> tuple[list[str], int]:
+        settings, cache = workspace.settings, tmp_path / "cache"
+        contents = open_contents(workspace.lake, SPACES["visual"], cache=cache, link=partial(link_to, settings))
+        links = [link for batch in contents.batches() for link in batch["link"].to_pylist()]
+        return links, len(list(cache.rglob("vectors/*.arrow")))
+
+    ingest(workspace)
+    assert export() == ([f"s3://{name}/media/p%20{n}.png" for n in range(2)], 2)
+    client.delete_object(Bucket=name, Key="media/p 0.png")
+    ingest(workspace)
+    assert export() == ([f"s3://{name}/media/p%201.png"], 1)
 
 
 def test_nothing_new_in_a_bucket_writes_nothing(bucket_place: Callable[..., Any], media: Path) -> None:

@@ -25,6 +25,14 @@ def examples(*lines: str) -> Callable[[AnyCommand], AnyCommand]:
     return decorate
 
 
+def not_blank(_ctx: click.Context, param: click.Parameter, text: str | None) -> str:
+    """Tell what was not given from what is empty, a variable of a script that was not set, say."""
+    if text is not None and not text.strip():
+        msg = "it is empty"
+        raise click.BadParameter(msg, param=param)
+    return text or ""
+
+
 config_option = click.option(
     "-c",
     "--config",
@@ -33,3 +41,6 @@ config_option = click.option(
     help="Settings file. Default: $MM_ASSETS_CONFIG, then ./mm_assets.yaml.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+where_option = click.option(
+    "--where", metavar="SQL", callback=not_blank, help="Condition on `moments` (see `mm sql 'DESCRIBE moments'`)."
+)

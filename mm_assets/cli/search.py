@@ -8,19 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mm_assets.cli.options import config_option, examples, json_option
+from mm_assets.cli.options import config_option, examples, json_option, not_blank, where_option
 from mm_assets.cli.output import place, print_json, print_table
 
 if TYPE_CHECKING:
     import polars as pl
-
-
-def _not_blank(_ctx: click.Context, param: click.Parameter, text: str | None) -> str:
-    """Tell what was not given from what is empty, a variable of a script that was not set, say."""
-    if text is not None and not text.strip():
-        msg = "it is empty"
-        raise click.BadParameter(msg, param=param)
-    return text or ""
 
 
 _PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -33,26 +25,24 @@ _PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
     'mm search "a person" --image photo.jpg --limit 3 --json',
 )
 @click.command()
-@click.argument("text", required=False, callback=_not_blank)
+@click.argument("text", required=False, callback=not_blank)
 @click.option("--image", type=_PICTURE, help="What looks like a picture.")
 @click.option("--face", type=_PICTURE, help="Who is on a picture: its largest face.")
-@click.option("--like", metavar="SEGMENT", callback=_not_blank, help="What looks like a segment, by its id.")
+@click.option("--like", metavar="SEGMENT", callback=not_blank, help="What looks like a segment, by its id.")
 @click.option(
     "--said",
     metavar="WORDS",
-    callback=_not_blank,
+    callback=not_blank,
     help='Words that are spoken; "a phrase" and begin* are understood.',
 )
-@click.option("--shown", metavar="WORDS", callback=_not_blank, help="Words on screen or page, in the same way.")
-@click.option(
-    "--where", metavar="SQL", callback=_not_blank, help="Condition on `moments` (see `mm sql 'DESCRIBE moments'`)."
-)
+@click.option("--shown", metavar="WORDS", callback=not_blank, help="Words on screen or page, in the same way.")
+@where_option
 @click.option("--limit", type=click.IntRange(1), default=10, show_default=True, help="Answers at most, up to 1,000.")
 @click.option("--group-by", type=click.Choice(["object"]), help="One answer for each object.")
 @click.option("--diversify", type=click.FloatRange(0, 1), default=0.0, help="0…1: prefer answers that differ.")
 @click.option("--collapse", is_flag=True, help="Leave out near-duplicates of better answers.")
 @click.option(
-    "--spaces", metavar="NAMES", callback=_not_blank, help="Signals to use: visual, face, words; default: all."
+    "--spaces", metavar="NAMES", callback=not_blank, help="Signals to use: visual, face, words; default: all."
 )
 @click.option("--explain", is_flag=True, help="Show the place that each signal gave.")
 @json_option

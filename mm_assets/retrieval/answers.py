@@ -87,15 +87,15 @@ def _row(rank: int, moment: Fused, link: Link | None) -> dict[str, Any]:
     row |= {"rank": rank, "score": moment.score, "why": "; ".join(_reason(evidence) for evidence in moment.evidence)}
     row["signals"] = [{"signal": e.ranked.name, "rank": e.place, "score": e.score} for e in moment.evidence]
     if link is not None:
-        row["link"] = link(row["bucket"], row["key"]) + _fragment(row)
+        row["link"] = link(row["bucket"], row["key"]) + fragment(row["start_s"], row["page_number"])
     return row
 
 
-def _fragment(row: Mapping[str, Any]) -> str:
-    """Return the place in the object as browsers understand it: media fragments (W3C), pages of PDF (RFC 8118)."""
-    if row["page_number"] is not None:
-        return f"#page={row['page_number']}"
-    return f"#t={row['start_s']:.2f}" if row["start_s"] is not None else ""
+def fragment(start_s: float | None, page_number: int | None) -> str:
+    """Return the place in an object as browsers understand it: media fragments (W3C), pages of PDF (RFC 8118)."""
+    if page_number is not None:
+        return f"#page={page_number}"
+    return f"#t={start_s:.2f}" if start_s is not None else ""
 
 
 def _reason(evidence: Evidence) -> str:

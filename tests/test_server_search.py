@@ -148,6 +148,8 @@ def test_filters_narrow_the_answers(client: Client) -> None:
     """All of them must pass."""
     video = {"column": "media_kind", "op": "=", "value": "video"}
     assert keys_of(ask(client, text="anything", filters=[video])) == {"clip.mp4"}
+    young = {"column": "modified_at", "op": ">", "value": "2001-01-01T00:00:00Z"}
+    assert keys_of(ask(client, text="anything", filters=[video, young])) == {"clip.mp4"}
     late = {"column": "start_s", "op": ">", "value": 1e9}
     assert keys_of(ask(client, text="anything", filters=[video, late])) == set()
     assert keys_of(ask(client, text="anything", filters=[{"column": "duration_s", "op": "is_null"}])) == {

@@ -96,9 +96,9 @@ class Guard:
         return bool(self._settings.api_keys) or self._tokens is not None or not self._keys.is_empty()
 
     def _admit(self, request: Request, right: str) -> Caller:
-        if not self.has_keys:
-            return _admit_without_key(request, right)
         caller = self.find(_credentials(request))
+        if caller is None and not self.has_keys:
+            return _admit_without_key(request, right)
         if caller is None:
             raise HTTPException(401, "the API key is missing or wrong", headers={"WWW-Authenticate": "Bearer"})
         if right not in caller.rights:

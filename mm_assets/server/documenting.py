@@ -57,8 +57,7 @@ def _describe(app: FastAPI) -> dict[str, Any]:
     whole["components"]["schemas"] |= question.pop("$defs") | {"GivenQuestion": question}
     asked = {"application/json": {"schema": {"$ref": _REF.format(model="GivenQuestion")}}}
     whole["paths"]["/search"]["post"]["requestBody"] = {"required": True, "content": asked}
-    [upload] = [path for path in whole["paths"] if path.startswith("/objects/{rest")]
-    whole["paths"][_UPLOAD] = whole["paths"].pop(upload)
+    whole["paths"][_UPLOAD] = whole["paths"].pop("/objects/{rest}")
     whole["paths"][_UPLOAD]["post"] |= {
         "parameters": [_parameter("source", "alias of the source"), _parameter("key", "key; it may hold slashes")],
         "requestBody": {"required": True, "content": _BINARY},

@@ -57,7 +57,7 @@ def _draw(workspace: Workspace, segment_id: str, caller: Caller, known_tags: str
     if not _SEGMENT_ID.fullmatch(segment_id):
         raise HTTPException(404, "there is no such segment")
     known = find_object(workspace, segment_id.partition("-")[0], caller)
-    recipe = workspace.ledger.catalog.published().get("segments", "")
+    recipe = workspace.ledger.catalog.published().get("segments") or workspace.recipes["segments"]
     headers = {"ETag": f'"{segment_id}.{recipe}"', "Cache-Control": _KEPT, "X-Content-Type-Options": "nosniff"}
     if headers["ETag"] in known_tags:
         return Response(status_code=304, headers=headers)

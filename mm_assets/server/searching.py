@@ -152,7 +152,7 @@ def _to_question(given: GivenQuestion, caller: Caller) -> Question:
     if caller.sources:
         filters.append(Filter("bucket", "in", list(caller.sources)))
     asked = given.model_dump(exclude={"image", "face", "filters", "spaces"})
-    pictures = {name: _decode(name, getattr(given, name)) for name in ("image", "face")}
+    pictures: dict[str, Any] = {name: _decode(name, getattr(given, name)) for name in ("image", "face")}
     return Question(**asked, **pictures, where=to_condition(filters), spaces=tuple(given.spaces))
 
 

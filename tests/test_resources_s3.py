@@ -5,14 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import Answer, fault_server, moto_server
+import requests
+from rclone_server import rclone_server
+from s3_server import KEY_ID, SECRET, Answer, fault_server, moto_server
 
 from mm_assets.buckets.local import LocalStore
 from mm_assets.buckets.s3 import S3Store
 from mm_assets.buckets.traffic import Traffic
 from mm_assets.errors import ConfigError
+from mm_assets.resources.readers import Links
 from mm_assets.resources.s3 import BucketS3Resource, open_store
-from mm_assets.settings import Location
+from mm_assets.settings import Location, Settings, SourceSettings
 
 KEYS = {"access_key_id": "id", "secret_access_key": "secret"}
 
@@ -126,3 +129,26 @@ def test_keys_come_from_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def _signed(location: Location) -> str:
     client = BucketS3Resource.from_location(location).get_client()
     return client.generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "k"})
+
+
+@pytest.mark.parametrize("key", ["a.png", "films/a b+c#d?e=f&g%20h.mp4", "日本/é 😀.jpg"])
+def test_links_open_without_keys(key: str) -> None:
+    """A server that checks signatures gives the object to whoever has the address, and to nobody without."""
+    with rclone_server() as url:
+        keys = {"access_key_id": KEY_ID, "secret_access_key": SECRET, "endpoint_url": url, "region": "us-east-1"}
+        settings = Settings(sources=(SourceSettings.model_validate({"uri": "s3://media/in", "alias": "m", **keys}),))
+        client = BucketS3Resource.from_location(settings.sources[0]).get_client()
+        client.create_bucket(Bucket="media")
+        client.put_object(Bucket="media", Key=f"in/{key}", Body=b"bytes")
+        link = Links(settings)("m", key)
+        assert requests.get(link, timeout=10).content == b"bytes"
+        assert requests.get(link.replace("X-Amz-Signature=", "X-Amz-Signature=0"), timeout=10).status_code == 403
+        assert Links(settings)("unknown", key) == ""
+
+
+def test_links_without_keys_say_where_it_lies(tmp_path: Path) -> None:
+    """Without keys nothing is signed; a file of a folder has its own address."""
+    sources = (SourceSettings(uri="s3://media/in", alias="m"), SourceSettings(uri=str(tmp_path), alias="f"))
+    links = Links(Settings(sources=sources))
+    assert links("m", "a b.png") == "s3://media/in/a%20b.png"
+    assert links("f", "a b.png") == (tmp_path / "a b.png").as_uri()

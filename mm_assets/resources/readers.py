@@ -13,12 +13,14 @@ from mm_assets.extractors.packs import load_pack
 from mm_assets.extractors.registry import build_extractor, choose_placement
 from mm_assets.flows.recipes import build_recipes
 from mm_assets.lake import Lake
-from mm_assets.resources.s3 import open_store
+from mm_assets.resources.s3 import BucketS3Resource, open_store
 from mm_assets.retrieval import Models, Retriever
 from mm_assets.retrieval.evaluation import Evaluation, evaluate
 from mm_assets.retrieval.golden import Golden
-from mm_assets.settings import Settings
+from mm_assets.settings import Settings, SourceSettings
 from mm_assets.spaces import SPACES
+
+_LINK_S = 3_600
 
 
 def open_lake(settings: Settings) -> Lake:
@@ -40,9 +42,7 @@ def open_retriever(settings: Settings) -> Retriever:
     }
     recipes = build_recipes(settings, models)
     used = Models(models[SPACES["visual"].table], models[SPACES["face"].table], recipes)
-    return Retriever(
-        open_lake(settings), used, cache=settings.cache, link=lambda alias, key: link_to(settings, alias, key)
-    )
+    return Retriever(open_lake(settings), used, cache=settings.cache, link=Links(settings))
 
 
 def evaluate_search(
@@ -67,6 +67,34 @@ def evaluate_search(
     golden.require_objects({name for row in rows.to_pylist() for name in (row["key"], f"{row['bucket']}/{row['key']}")})
     retriever = open_retriever(settings)
     return evaluate(golden, lambda question: retriever.ask(question).rows.to_pylist(), k, report)
+
+
+class Links:
+    """Addresses of objects that a browser can open for an hour: presigned where they lie in a bucket.
+
+    Signing needs the keys of the source, and no request. Without keys here an address is s3://bucket/key, which says
+    where the object lies to who may read it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._clients: dict[str, Any] = {}
+
+    def __call__(self, alias: str, key: str) -> str:
+        """Return the address of an object, '' where the settings know no such source."""
+        source = next((source for source in self._settings.sources if source.alias == alias), None)
+        if source is None or not source.is_bucket or (client := self._client(source)) is None:
+            return link_to(self._settings, alias, key)
+        named = {"Bucket": source.bucket, "Key": source.prefix + key}
+        return str(client.generate_presigned_url("get_object", Params=named, ExpiresIn=_LINK_S))
+
+    def _client(self, source: SourceSettings) -> Any:
+        if source.alias not in self._clients:
+            try:
+                self._clients[source.alias] = BucketS3Resource.from_location(source).get_client()
+            except ConfigError:
+                self._clients[source.alias] = None
+        return self._clients[source.alias]
 
 
 def link_to(settings: Settings, alias: str, key: str) -> str:

@@ -21,7 +21,11 @@ from mm_assets.server.access import Caller, Guard
 
 _OBJECT_ID = re.compile(r"[0-9a-f]{16}(?:[0-9a-f]{16})?")  # 16 digits are those of a refused name
 _SEGMENT_ID = re.compile(r"[0-9a-f]{32}-[a-z]\d{6,9}")
-_JPEG = {200: {"content": {"image/jpeg": {}}}, 304: {"description": "As it was"}, 404: {"description": "There is none"}}
+_JPEG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": {}}},
+    304: {"description": "As it was"},
+    404: {"description": "There is none"},
+}
 _READERS = 16  # threads of their own: a lake that does not answer holds up no event and no probe
 _KEPT = "private, max-age=86400"
 

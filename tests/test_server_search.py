@@ -580,6 +580,8 @@ def test_every_route_is_described(client: Client, opened: Workspace) -> None:
     assert search["security"] == [{"key": []}]
     assert "security" not in whole["paths"]["/healthz"]["get"]
     _follow(whole, whole["paths"])
+    routes = [route for methods in whole["paths"].values() for route in methods.values()]
+    assert all(given["description"] for route in routes for given in route.get("parameters", ()))
     question = whole["components"]["schemas"]["GivenQuestion"]
     assert set(question["properties"]) >= {"text", "filters", "k"}
     assert all(field.get("description") for field in question["properties"].values())

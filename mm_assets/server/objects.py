@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Path, Request, Response
 
 from mm_assets.flows.publishing import step_table
 from mm_assets.flows.telling import read_story
@@ -19,6 +19,8 @@ from mm_assets.retrieval.answers import Pictures
 from mm_assets.schemas import TABLES, VECTOR
 from mm_assets.server.access import Caller, Guard
 
+_ObjectId = Annotated[str, Path(description="id of an object version, 32 hex digits")]
+_SegmentId = Annotated[str, Path(description="id of a segment, as answers and the table `segments` have it")]
 _OBJECT_ID = re.compile(r"[0-9a-f]{16}(?:[0-9a-f]{16})?")  # 16 digits are those of a refused name
 _SEGMENT_ID = re.compile(r"[0-9a-f]{32}-[a-z]\d{6,9}")
 _JPEG: dict[int | str, dict[str, Any]] = {
@@ -35,7 +37,7 @@ def build_objects(workspace: Workspace, guard: Guard) -> APIRouter:
     router, may_read, readers = APIRouter(), guard.requires("read"), CapacityLimiter(_READERS)
 
     @router.get("/objects/{object_id}")
-    async def show(object_id: str, caller: Annotated[Caller, Depends(may_read)]) -> dict[str, Any]:
+    async def show(object_id: _ObjectId, caller: Annotated[Caller, Depends(may_read)]) -> dict[str, Any]:
         """Tell all that is known of an object version: place, steps, segments, what was found."""
 
         def tell() -> dict[str, Any]:
@@ -44,7 +46,9 @@ def build_objects(workspace: Workspace, guard: Guard) -> APIRouter:
         return await run_sync(tell, limiter=readers)
 
     @router.get("/segments/{segment_id}/thumbnail", response_class=Response, responses=_JPEG)
-    async def thumbnail(request: Request, segment_id: str, caller: Annotated[Caller, Depends(may_read)]) -> Response:
+    async def thumbnail(
+        request: Request, segment_id: _SegmentId, caller: Annotated[Caller, Depends(may_read)]
+    ) -> Response:
         """Give the keyframe of a segment as a JPEG of at most 320 pixels a side."""
         known_tags = request.headers.get("if-none-match", "")
         return await run_sync(_draw, workspace, segment_id, caller, known_tags, limiter=readers)

@@ -152,8 +152,8 @@ def _to_question(given: GivenQuestion, caller: Caller) -> Question:
     if caller.sources:
         filters.append(Filter("bucket", "in", list(caller.sources)))
     asked = given.model_dump(exclude={"image", "face", "filters", "spaces"})
-    pictures: dict[str, Any] = {name: _decode(name, getattr(given, name)) for name in ("image", "face")}
-    return Question(**asked, **pictures, where=to_condition(filters), spaces=tuple(given.spaces))
+    image, face = _decode("image", given.image), _decode("face", given.face)
+    return Question(**asked, image=image, face=face, where=to_condition(filters), spaces=tuple(given.spaces))
 
 
 def _decode(name: str, text: str | None) -> bytes | None:

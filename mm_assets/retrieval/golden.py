@@ -81,7 +81,7 @@ class GoldenQuery(_Part):
 
     @field_validator("image", "face")
     @classmethod
-    def _is_beside_the_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+    def _is_beside_the_file(cls, path: Path | None, info: "ValidationInfo[dict[str, Path]]") -> Path | None:
         file = path and info.context["folder"] / path.expanduser()
         if file and not file.is_file():
             msg = f"there is no file {file}"

@@ -14,7 +14,7 @@ from click.testing import Result
 from fakes import fake_extractors
 from flow_driver import ingest
 from places import Place
-from world.truth import CollectionTruth, MediaObject, SceneTruth, SpeechTruth, WordTruth, read_truth
+from world.truth import CollectionTruth, MediaObject, PersonBox, SceneTruth, SpeechTruth, WordTruth, read_truth
 
 from mm_assets.checks import golden_moments_are_found
 from mm_assets.errors import ConfigError
@@ -68,6 +68,10 @@ def row(key: str, start_s: float | None = None, end_s: float | None = None, page
         ),
         ("{text: x, expect: [{object: a, start_s: 1, end_s: 2, page: 1}]}", "a time or a page, not both"),
         ("{text: x, within_s: 1, expect: [{object: a}]}", "query 2: within_s compares starts"),
+        (
+            "{text: x, within_s: 1, expect: [{object: a, start_s: 1, end_s: 2}, {object: b}]}",
+            "query 2: within_s compares starts",
+        ),
         ("{image: absent.jpg, expect: [{object: a}]}", "query 2, image: there is no file .*absent.jpg"),
         ("just words", "query 2: it must be a section"),
     ],
@@ -231,7 +235,8 @@ def test_more_expected_moments_than_answers_can_all_be_found() -> None:
 
 def test_answers_beyond_k_do_not_count() -> None:
     """Whoever answers with more than was asked for gains nothing by it."""
-    assert answered("xya", k=2, queries=[query_for("a")]).overall.recall_at_k == 0.0
+    found = answered("xya", k=2, queries=[query_for("a")]).overall
+    assert (found.recall_at_k, found.mrr, found.ndcg_at_k) == (0.0, 0.0, 0.0)
 
 
 def test_the_worst_queries_come_first() -> None:
@@ -306,14 +311,15 @@ def test_figures_and_misses_are_printed(run: Callable[..., Result]) -> None:
     assert [line[:2] for line in lines[1:]] == [["all", "3"], ["shown", "2"], ["text", "1"]]
     assert lines[2] == ["shown", "2", "0.500", "0.500", "0.500", "0.500", "1", "> 5"]
     [missed] = [line.split("\t") for line in misses.splitlines() if line.startswith("2\t")]
-    assert missed == [
-        "2",
-        "shown: text, where: key = 'picture0.png'",
-        "source/picture1.png",
-        "",
-        "source/picture0.png",
-    ]
+    asked = "shown: text, where: key = 'picture0.png'"
+    assert missed == ["2", asked, "source/picture1.png", "> 5", "source/picture0.png"]
     assert "queries: 0 of 3" in result.stderr
+
+
+def test_a_query_without_an_answer_is_missed(run: Callable[..., Result]) -> None:
+    """It is printed as such."""
+    result = run(["{shown: absent, expect: [{object: picture0.png}]}"])
+    assert result.stdout.splitlines()[-1] == "1\tshown: absent\tpicture0.png\t> 10\tnothing"
 
 
 def test_json_holds_every_query(run: Callable[..., Result]) -> None:
@@ -441,6 +447,27 @@ def test_only_phrases_of_one_place_are_asked() -> None:
         made(picture("a.png", "", "One two three four"), picture("x/b.png", "", "Zero one two three")).count("shown:")
         == 1
     )
+
+
+def test_a_face_is_asked_by_a_picture_of_one_person() -> None:
+    """Where several are seen, it were not said who is meant; such scenes are expected all the same."""
+    anna, ben = (PersonBox(name, 0, 0, 9, 9) for name in ("Anna", "Ben"))
+    people = {"a.png": (anna, ben), "b.png": (anna,), "c.png": (anna,)}
+    text = made(*(MediaObject(key, "image", scenes=(SceneTruth("", people=who),)) for key, who in people.items()))
+    assert text.splitlines()[-5:] == [
+        '  - face: "media/b.png"',
+        "    where: \"key <> 'b.png'\"",
+        "    expect:",
+        '      - {object: "a.png"}',
+        '      - {object: "c.png"}',
+    ]
+    assert text.count("face:") == 1
+
+
+def test_a_near_copy_is_asked_for_its_original() -> None:
+    """And is not to find itself, whatever its name."""
+    text = made(MediaObject("it's.png", "image", near_duplicate_of="a.png"))
+    assert text.endswith("where: \"key <> 'it''s.png'\"\n    expect:\n      - {object: \"a.png\"}\n")
 
 
 def test_scenes_are_expected_without_their_edges() -> None:

@@ -73,10 +73,12 @@ def _print_missed(evaluation: "Evaluation") -> None:
     if not missed:
         return
     click.echo("\nWhere the first answer is wrong:")
-    rows = [
-        (item["query"], item["asked"], " or ".join(item["expected"]), item["rank"], item["came_first"])
-        for item in missed[:_SHOWN]
-    ]
+    rows = [_row(item, evaluation.k) for item in missed[:_SHOWN]]
     print_table(("query", "asked", "expected", "found at rank", "came first"), rows)
     if len(missed) > _SHOWN:
         click.echo(f"… and {len(missed) - _SHOWN} more; --json has all", err=True)
+
+
+def _row(item: dict[str, Any], k: int) -> list[object]:
+    rank, first = item["rank"] or f"> {k}", item["came_first"] or "nothing"
+    return [item["query"], item["asked"], " or ".join(item["expected"]), rank, first]

@@ -81,9 +81,8 @@ class GoldenQuery(_Part):
 
     @field_validator("image", "face")
     @classmethod
-    def _is_beside_the_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        folder: Path = (info.context or {})["folder"]
-        file = path and folder / path.expanduser()
+    def _is_beside_the_file(cls, path: Path | None, info: "ValidationInfo[dict[str, Path]]") -> Path | None:
+        file = path and info.context["folder"] / path.expanduser()
         if file and not file.is_file():
             msg = f"there is no file {file}"
             raise ValueError(msg)

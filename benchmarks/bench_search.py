@@ -275,6 +275,7 @@ def compare(folder: Path, wanted: Sequence[str], n: int, console: Console) -> Ta
             console.print(f"{name} is not installed")
             continue
         f = measure(name, folder, n, target)
+        print(f"{name}: {json.dumps(f)}", file=sys.stderr, flush=True)  # the table comes hours later
         target = target or f["recall"]
         cost = [f"{f['build_s']:.1f}", f"{f['build_mib']:.0f}", f"{f['open_ms']:.1f}", f"{f['ms']:.3f}"]
         table.add_row(name, f"{f['n']:,}", *cost, f"{f['recall']:.3f}", f"{f['width'] or ''}", f"{f['own_mib']:.0f}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import click
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +23,7 @@ from fakes import DIM, fake_extractors
 from flow_driver import ingest
 from places import Place
 
+from mm_assets.cli.export import export
 from mm_assets.errors import ConfigError, ServiceError
 from mm_assets.exporting import EXPORTED, Collection, Contents, open_contents, write_parquet, write_qdrant
 from mm_assets.indexing import VectorIndex
@@ -542,6 +544,8 @@ def test_a_missing_library_is_named(
     Store("parquet", tmp_path).export(place)
 
 
-def test_every_space_can_be_exported() -> None:
-    """What search knows, the command offers."""
-    assert {*EXPORTED} == {*SPACES, WORDS.name}
+def test_every_index_can_be_exported() -> None:
+    """The command offers all that search uses."""
+    [space] = [option for option in export.commands["parquet"].params if option.name == "space"]
+    assert isinstance(space.type, click.Choice)
+    assert {*space.type.choices} == {*EXPORTED} == {*SPACES, WORDS.name}

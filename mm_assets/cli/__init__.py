@@ -28,6 +28,7 @@ from mm_assets.cli import (
     sql,
     status,
     verify,
+    watch,
 )
 from mm_assets.cli.options import config_option, examples
 from mm_assets.errors import ConfigError, MmAssetsError
@@ -110,6 +111,7 @@ _COMMANDS = (
     show.show,
     models.models,
     serve.serve,
+    watch.watch,
     dlq.dlq,
     deletions.deletions,
     erase.erase,

@@ -17,7 +17,7 @@ from mm_assets.ledger.transactions import insert_into, take_turn
 from mm_assets.ledger.urls import show_url
 from mm_assets.ledger.versions import chunks
 
-_SCHEMA = 4
+_SCHEMA = 5
 _ROWS_AT_ONCE = 10_000
 
 

@@ -26,6 +26,7 @@ from mm_assets.ledger.tables import FACTS
 from mm_assets.ledger.tasks import TaskBook
 from mm_assets.ledger.transactions import LedgerPool, LedgerUnavailableError, insert_into, retried, translate_errors
 from mm_assets.ledger.urls import show_url
+from mm_assets.ledger.watches import WatchBook
 from mm_assets.ledger.work import WorkBook
 
 _BUSY_TIMEOUT_S = 60
@@ -56,6 +57,7 @@ class Ledger:
     restoring : filling an empty ledger again
     comparing : long reads in the order of listings
     tasks : cancelling the work on single versions
+    watches : standing queries, their matches, and what of them was told
 
     Raises
     ------
@@ -90,6 +92,7 @@ class Ledger:
         self.restoring = RestoringBook(self._engine)
         self.comparing = ComparingBook(self._engine)
         self.tasks = TaskBook(self._engine)
+        self.watches = WatchBook(self._engine)
 
     @property
     def shown_url(self) -> str:

@@ -6,6 +6,7 @@ Put here: the question and its limits. Keep out: answering it.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,17 @@ def _clean(name: str, text: str) -> str:
     return plain
 
 
-def read_picture(path: Path) -> RgbImage:
-    """Read a query picture, upright; raises ConfigError where it is none, or has over 100 million pixels."""
+def read_picture(path: Path, data: bytes | None = None) -> RgbImage:
+    """Read a query picture, upright; raises ConfigError where it is none, or has over 100 million pixels.
+
+    Parameters
+    ----------
+    data : the file's bytes, where it was read before; the path is then its name only
+    """
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path if data is None else BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 msg = f"{path} has {image.width} × {image.height} pixels, {_MAX_PIXELS:,} at most"
                 raise ConfigError(msg)

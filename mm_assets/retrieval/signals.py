@@ -108,15 +108,27 @@ class FaceSignal:
         """
         if question.face is None:
             return [], []
-        boxes, vectors = self._finder.find_faces(read_picture(question.face))
-        if not len(boxes):
-            msg = f"no face is found in {question.face}; give a picture with a face that is larger, or seen from the front"
-            raise ConfigError(msg)
-        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        largest = int(areas.argmax())
-        similarity, ids = self.index.search(vectors[largest : largest + 1], n, within)
-        notes = [f"{len(boxes)} faces are in {question.face}; the largest one is asked for"] if len(boxes) > 1 else []
+        vector, n_faces = find_largest_face(self._finder, read_picture(question.face), question.face)
+        similarity, ids = self.index.search(vector, n, within)
+        notes = [f"{n_faces} faces are in {question.face}; the largest one is asked for"] if n_faces > 1 else []
         return [_found("has the face", "face", ids[0], similarity[0], self.index.rows)], notes
+
+
+def find_largest_face(finder: FaceFinder, image: RgbImage, name: object) -> tuple[Floats, int]:
+    """Return the (1, d) vector of the largest face in a picture, and how many faces are in it.
+
+    Raises
+    ------
+    ConfigError
+        No face is found in the picture, which the message calls by its name.
+    """
+    boxes, vectors = finder.find_faces(image)
+    if not len(boxes):
+        msg = f"no face is found in {name}; give a picture with a face that is larger, or seen from the front"
+        raise ConfigError(msg)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    largest = int(areas.argmax())
+    return vectors[largest : largest + 1], len(boxes)
 
 
 class WordSignal:

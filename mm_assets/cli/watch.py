@@ -53,7 +53,7 @@ def watch() -> None:
 )
 @click.option(
     "--secret-file",
-    type=click.File("r"),
+    type=click.File("r", encoding="utf-8", errors="surrogateescape"),
     help="File with the signature's secret; - for stdin. Default: one is made up.",
 )
 @config_option
@@ -165,10 +165,10 @@ def remove(*, name: str, config: Path | None) -> None:
 
 
 @examples("mm watch test fire")
-@watch.command()
+@watch.command("test")
 @click.argument("name")
 @config_option
-def test(*, name: str, config: Path | None) -> None:
+def send_test(*, name: str, config: Path | None) -> None:
     """Send a notice of a made-up match, with "is_test": true, to where the matches of a watch go."""
     from mm_assets.cli.opening import open_books
     from mm_assets.flows.delivering import tell, to_test_notice

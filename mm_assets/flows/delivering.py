@@ -76,7 +76,8 @@ def deliver(workspace: Workspace, deadline_s: float) -> Counter[str]:
         counts[outcome.state] += 1
         if outcome.state != "sent":
             failing.add(watch.watch_id)
-    metrics.count(workspace, {("deliveries_total", (("outcome", state),)): n for state, n in counts.items()})
+    if counts:
+        metrics.count(workspace, {("deliveries_total", (("outcome", state),)): n for state, n in counts.items()})
     return counts
 
 

@@ -63,18 +63,20 @@ def extract_step(workspace: Workspace, step: str, group: Sequence[Prepared]) -> 
         return adopted
     started = time.monotonic()
     rows, errors = _run(extractor, able, workspace.recipes[step])
-    is_total = len(errors) == len(able) >= _SYSTEMIC_FROM_OBJECTS
-    if (
-        is_total
-        and not any(error.is_permanent for error in errors.values())
-        and not workspace.ledger.work.has_worked(step, workspace.recipes[step])
-    ):
-        msg = f"{step} failed for all {len(able)} objects of a group, first: {next(iter(errors.values()))}"
-        raise SystemicFailure(msg)
+    if len(errors) == len(able):
+        _check_systemic(workspace, step, list(errors.values()))
     seconds = (time.monotonic() - started) / len(able)
     made = {p.claim.known.object_id: _commit(workspace, step, p, rows, errors, seconds) for p in able}
     names = _shown(extractor).names
     return adopted | {object_id: table.select(names) for object_id, table in made.items() if table is not None}
+
+
+def _check_systemic(workspace: Workspace, step: str, errors: Sequence[ObjectError]) -> None:
+    """Raise where these errors, one for each object of a group, are the model's."""
+    is_total = len(errors) >= _SYSTEMIC_FROM_OBJECTS and not any(error.is_permanent for error in errors)
+    if is_total and not workspace.ledger.work.has_worked(step, workspace.recipes[step]):
+        msg = f"{step} failed for all {len(errors)} objects of a group, first: {errors[0]}"
+        raise SystemicFailure(msg)
 
 
 def _adopt(workspace: Workspace, step: str, group: Sequence[Prepared]) -> dict[str, pa.Table]:

@@ -46,6 +46,7 @@ class StandingQueries:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._watches = workspace.ledger.watches.all()
+        self._ready: dict[str, list[Watch]] = {}
 
     def match(self, group: Sequence[Prepared], results: Mapping[str, Mapping[str, pa.Table]]) -> None:
         """Put what a group made to the watches, and what matches into the ledger.
@@ -58,27 +59,28 @@ class StandingQueries:
             return
         made = _rows_by_step(group, results)
         found = [match for kind in STEPS for match in self._match(kind, made)]
-        new = self._workspace.ledger.watches.record(found) if found else []
+        if not found:
+            return
         names = {watch.watch_id: watch.name for watch in self._watches}
-        counts = Counter(names[match.watch_id] for match in new)
+        counts = Counter(names[match.watch_id] for match in self._workspace.ledger.watches.record(found))
         metrics.count(self._workspace, {("matches_total", (("watch", name),)): n for name, n in counts.items()})
 
     def _match(self, kind: str, made: Mapping[str, pa.Table]) -> list[Match]:
         tables = {step: made[step] for step in STEPS[kind] if step in made}
-        watches = self._of_kind(kind) if tables else []
+        watches = self._ready_ones(kind) if tables else []
         if not watches:
             return []
         match = match_words if kind in WORD_KINDS else match_vectors
         found = match(watches, texts_of(tables) if kind in WORD_KINDS else tables[STEPS[kind][0]])
-        recipes = {step: self._workspace.recipes[step] for step in tables}
-        not_new = self._workspace.ledger.watches.done_before(sorted({match.object_id for match in found}), recipes)
+        not_new = self._workspace.ledger.watches.done_before({match.object_id for match in found}, tables)
         return [match for match in found if match.object_id not in not_new]
 
-    def _of_kind(self, kind: str) -> list[Watch]:
+    def _ready_ones(self, kind: str) -> list[Watch]:
         """Return the watches of a kind that can be compared with what is made now."""
-        self._watches = [renew(self._workspace, w) if w.kind == kind else w for w in self._watches]
-        watches = [watch for watch in self._watches if watch.kind == kind]
-        return [watch for watch in watches if kind in WORD_KINDS or not is_of_other_model(self._workspace, watch)]
+        if kind not in self._ready:
+            watches = [renew(self._workspace, watch) for watch in self._watches if watch.kind == kind]
+            self._ready[kind] = [watch for watch in watches if not is_of_other_model(self._workspace, watch)]
+        return self._ready[kind]
 
 
 def _rows_by_step(group: Sequence[Prepared], results: Mapping[str, Mapping[str, pa.Table]]) -> dict[str, pa.Table]:

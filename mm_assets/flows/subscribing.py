@@ -86,7 +86,8 @@ def _question_of(wish: Wish) -> tuple[str, str, bytes | None]:
         raise ConfigError(msg)
     [(kind, asked)] = given.items()
     if isinstance(asked, Path):
-        return kind, asked.name, _read_picture(asked)
+        name = asked.name.encode("utf-8", "backslashreplace").decode()  # a file's name may be no text
+        return kind, name, _read_picture(asked)
     question: str = getattr(Question(**given), kind)
     if kind in WORD_KINDS:
         parse_question(question)
@@ -133,15 +134,26 @@ def _check_action(wish: Wish) -> None:
     elif not _words(wish.command or ""):
         msg = f"{wish.command!r} is no command: write a program and its arguments, as for a shell, with quotes in pairs"
         raise ConfigError(msg)
-    if wish.secret is not None and (wish.webhook is None or len(wish.secret) < _MIN_SECRET_CHARS):
-        msg = f"a secret belongs to a webhook, and has {_MIN_SECRET_CHARS} characters or more"
+    if wish.secret is not None and (wish.webhook is None or not _is_secret(wish.secret)):
+        msg = f"a secret belongs to a webhook, and has {_MIN_SECRET_CHARS} characters of ASCII or more"
         raise ConfigError(msg)
+
+
+def _is_secret(text: str) -> bool:
+    return len(text) >= _MIN_SECRET_CHARS and text.isascii() and text.isprintable()
 
 
 def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
-        is_right = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
+        is_right = (
+            url.isascii()
+            and url.isprintable()
+            and " " not in url
+            and parts.scheme in {"http", "https"}
+            and bool(parts.hostname)
+            and (parts.port or 1) > 0
+        )
     except ValueError:
         is_right = False
     if not is_right or parts.username is not None:
@@ -151,6 +163,7 @@ def _check_url(url: str) -> None:
 
 def _words(command: str) -> list[str]:
     try:
+        command.encode("utf-8")
         return shlex.split(command)
     except ValueError:
         return []

@@ -6,7 +6,7 @@ A match is one for a watch and an object version, whatever is told twice or kill
 it claims it first, which counts as a try and puts it off; the number of tries is the token of that claim.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,6 @@ from sqlalchemy import Engine, and_, delete, func, literal_column, select, updat
 from sqlalchemy.engine import Connection, Row
 
 from mm_assets.ledger.clock import epoch_now
-from mm_assets.ledger.progress import these
 from mm_assets.ledger.tables import IS_LIVE, MATCHES, OBJECTS, WATCHES, WORK
 from mm_assets.ledger.transactions import insert_into, retried
 from mm_assets.ledger.versions import chunks
@@ -101,6 +100,7 @@ class KnownMatch:
 
 _WATCH_FIELDS = tuple(Watch.__dataclass_fields__)
 _PLACE = tuple(Match.__dataclass_fields__)
+_WATCHES = select(*(WATCHES.c[name] for name in _WATCH_FIELDS))
 _KNOWN = (
     select(MATCHES, WATCHES.c.name, OBJECTS.c.alias, OBJECTS.c.key, OBJECTS.c.etag)
     .join(WATCHES, WATCHES.c.watch_id == MATCHES.c.watch_id)
@@ -128,13 +128,14 @@ class WatchBook:
 
     def all(self) -> list[Watch]:
         """Return all watches, by name."""
-        query = select(*(WATCHES.c[name] for name in _WATCH_FIELDS)).order_by(WATCHES.c.name)
         with self._reader.connect() as connection:
-            return [Watch(**row._mapping) for row in connection.execute(query)]  # noqa: SLF001  public, whatever its name
+            return [Watch(*row) for row in connection.execute(_WATCHES.order_by(WATCHES.c.name))]
 
     def find(self, name: str) -> Watch | None:
         """Return the watch of a name; None when there is none."""
-        return next((watch for watch in self.all() if watch.name == name), None)
+        with self._reader.connect() as connection:
+            row = connection.execute(_WATCHES.where(WATCHES.c.name == name)).first()
+        return None if row is None else Watch(*row)
 
     def picture(self, watch_id: str) -> bytes | None:
         """Return the picture that a watch was made of."""
@@ -158,13 +159,13 @@ class WatchBook:
 
     # -- matches -------------------------------------------------------------------------------------------------
 
-    def done_before(self, object_ids: Sequence[str], recipes: Mapping[str, str]) -> set[str]:
-        """Return those of these versions that have a result of one of the steps under another recipe."""
-        others = and_(WORK.c.step.in_(sorted(recipes)), ~these(recipes), WORK.c.state == "done")
+    def done_before(self, object_ids: Collection[str], steps: Collection[str]) -> set[str]:
+        """Return those of these versions that have a result of one of the steps already, under any recipe."""
+        results = and_(WORK.c.step.in_(sorted(steps)), WORK.c.n_rows.is_not(None))
         found: set[str] = set()
         with self._reader.connect() as connection:
             for part in chunks(sorted(object_ids)):
-                found.update(connection.scalars(select(WORK.c.object_id).where(WORK.c.object_id.in_(part), others)))
+                found.update(connection.scalars(select(WORK.c.object_id).where(WORK.c.object_id.in_(part), results)))
         return found
 
     @retried

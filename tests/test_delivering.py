@@ -166,15 +166,18 @@ def test_two_that_tell_at_once_tell_nothing_twice(told: Callable[..., Any]) -> N
     assert sorted(receiver.keys) == sorted(names)
 
 
+_LEFT, _LIVE = ObjectVersion("b", "k", "superseded"), ObjectVersion("b", "k", "e")
+
+
 @pytest.fixture
 def ledger(ledger_url: str) -> Iterator[Ledger]:
     """Open a ledger with a watch and a match, on SQLite and on PostgreSQL in turn."""
     opened = Ledger(ledger_url)
     opened.watches.add(Watch("w", "all", "text", "x", 0.5, vector=b"1234", recipe="r", command="true"), b"picture")
-    version = ObjectVersion("b", "k", "e")
-    scan = opened.objects.scan("b")
-    opened.objects.record_page("b", [SeenObject(version, 1, 0.0)], at=scan, after=None, shard_objects=5)
-    assert len(opened.watches.record([_match_of(version)])) == 1
+    for version in (_LEFT, _LIVE):
+        scan = opened.objects.scan("b")
+        opened.objects.record_page("b", [SeenObject(version, 1, 0.0)], at=scan, after="", shard_objects=5)
+    assert len(opened.watches.record([_match_of(_LIVE)])) == 1
     yield opened
     opened.close()
 
@@ -199,8 +202,7 @@ def test_a_claim_lasts_as_long_as_its_lease(ledger: Ledger) -> None:
 
 def test_the_books_keep_one_match_of_what_is_there(ledger: Ledger) -> None:
     """Not a second one, none of a watch that was removed meanwhile, none of a version that left."""
-    version, gone = ObjectVersion("b", "k", "e"), ObjectVersion("b", "k", "f")
-    others = [_match_of(version), _match_of(version, "removed"), _match_of(gone)]
+    others = [_match_of(_LIVE), _match_of(_LIVE, "removed"), _match_of(_LEFT)]
     assert ledger.watches.record(others) == []
     assert ledger.watches.counts() == {"all": {"waiting": 1, "sent": 0, "given_up": 0}}
     [watch] = ledger.watches.all()

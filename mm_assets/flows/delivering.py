@@ -22,6 +22,7 @@ from typing import Any
 from mm_assets.events.verification import sign
 from mm_assets.flows import metrics
 from mm_assets.flows.asking import LateError, answer
+from mm_assets.flows.ends import storable
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import KnownMatch, Match, Watch
 
@@ -134,7 +135,7 @@ def tell(watch: Watch, notice: Mapping[str, Any]) -> Outcome:
     except LateError:
         return Outcome("waiting", f"no answer within {_WEBHOOK_S:.0f} s")
     except Exception as error:  # noqa: BLE001  whatever fails here is one try, and never the fault of a batch
-        return Outcome("waiting", f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARS])
+        return Outcome("waiting", storable(f"{type(error).__name__}: {error}")[:_MAX_ERROR_CHARS])
     return Outcome("sent")
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from mm_assets.flows import metrics
 from mm_assets.flows.arriving import read_layers
+from mm_assets.flows.ends import storable
 from mm_assets.flows.preparing import Prepared
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import Match, Watch
@@ -139,7 +140,8 @@ def match_words(watches: Sequence[Watch], texts: pa.Table) -> list[Match]:
 
 
 def _match(watch: Watch, rows: pa.Table, row: int, score: float | None) -> Match:
-    return Match(watch.watch_id, *(rows[name][row].as_py() for name in _PLACE), score)
+    place = {name: rows[name][row].as_py() for name in _PLACE}
+    return Match(watch.watch_id, score=score, **place)
 
 
 # -- vectors of what is asked for ----------------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ def renew(workspace: Workspace, watch: Watch) -> Watch:
         vector = encode(workspace, watch.kind, watch.question, book.picture(watch.watch_id))
     except Exception as error:  # noqa: BLE001  whatever it is, the batch goes on; the next one tries again
         _LOG.warning("watch %s cannot be encoded anew: %s", watch.name, error)
-        book.encode(watch.watch_id, watch.recipe, watch.vector, str(error))
+        book.encode(watch.watch_id, watch.recipe, watch.vector, storable(str(error)))
         return watch
     book.encode(watch.watch_id, recipe, vector, None)
     return replace(watch, recipe=recipe, vector=vector, error=None)

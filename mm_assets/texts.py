@@ -244,6 +244,18 @@ def _schema() -> Any:
     return builder.build()
 
 
+def stand_in(words: Sequence[str], terms: Sequence[Term]) -> bool:
+    """Whether all terms, needed or not, stand in a text, given as ``words_of`` it; each anywhere in it."""
+    return all(_stands_in(words, term) for term in terms)
+
+
+def _stands_in(words: Sequence[str], term: Term) -> bool:
+    n = len(term.words)
+    if not (n == 1 and term.is_prefix) and term.words[0] not in words:
+        return False  # nearly always, and quickly said
+    return any(_stands_at(words[start : start + n], term) for start in range(len(words) - n + 1))
+
+
 def mark_words(text: str, terms: Sequence[Term]) -> str:
     """Return the part of a text with most of the words asked for, each marked ``**so**``; its start without any."""
     found = _asked_in(list(re.finditer(r"\w+", text)), terms)

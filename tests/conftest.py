@@ -4,6 +4,7 @@ Put here: workspaces in a temporary folder, and a few media drawn once. Keep out
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ import pytest
 from media_factory import Clip, noise, write_clip, write_image, write_sound
 from places import Place
 from postgres_server import PostgresMissingError, find_binaries, fresh_database, postgres_server
+from watch_driver import SECRET, Receiver, receiving, record_matches
+
+from mm_assets.flows.subscribing import Wish, subscribe
+from mm_assets.flows.workspace import Workspace
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -87,3 +92,25 @@ def instance() -> Iterator[dg.DagsterInstance]:
     """Give a Dagster instance that forgets everything."""
     with dg.DagsterInstance.ephemeral() as ephemeral:
         yield ephemeral
+
+
+@pytest.fixture
+def receive() -> Iterator[Callable[..., Receiver]]:
+    """Give a function that starts a receiver of webhooks, as ``receiving`` does."""
+    with ExitStack() as running:
+        yield lambda *statuses, **options: running.enter_context(receiving(*statuses, **options))
+
+
+@pytest.fixture
+def told(
+    make_workspace: Callable[..., Place], receive: Callable[..., Receiver]
+) -> Callable[..., tuple[Workspace, Receiver]]:
+    """Give a function that lays out a place with a watch, and matches that wait to be told."""
+
+    def make(*statuses: int, names: tuple[str, ...] = ("a", "b"), **options: float) -> tuple[Workspace, Receiver]:
+        workspace, receiver = make_workspace().open(), receive(*statuses, **options)
+        subscribe(workspace, Wish("all", text="x", threshold=-1, webhook=receiver.url, secret=SECRET))
+        record_matches(workspace, *names)
+        return workspace, receiver
+
+    return make

@@ -31,6 +31,7 @@ from mm_assets.cli import (
     sql,
     status,
     verify,
+    watch,
 )
 from mm_assets.cli.options import config_option, examples
 from mm_assets.errors import ConfigError, MmAssetsError
@@ -116,6 +117,7 @@ _COMMANDS = (
     models.models,
     serve.serve,
     keys.keys,
+    watch.watch,
     dlq.dlq,
     deletions.deletions,
     erase.erase,

@@ -46,6 +46,7 @@ def read_status(workspace: "Workspace") -> dict[str, Any]:
         "inbox": _inbox(workspace),
         "oldest_unprocessed_s": _age(workspace.ledger.meters.oldest_unprocessed_at()),
         "dead_letters": workspace.ledger.dead.depth(workspace.recipes),
+        "watches": _watches(workspace),
         "n_refusals": workspace.ledger.objects.n_refusals(),
         "failures_today": dict(zip(("n_failed", "n_ended"), failures_today(workspace), strict=True)),
         "requests_today": _requests(workspace),
@@ -90,6 +91,16 @@ def _source(workspace: "Workspace", alias: str) -> dict[str, Any]:
 def _inbox(workspace: "Workspace") -> dict[str, Any]:
     inbox = workspace.ledger.inbox
     return {"n_waiting": inbox.depth(), "oldest_s": _age(inbox.oldest_at())}
+
+
+def _watches(workspace: "Workspace") -> dict[str, Any]:
+    from mm_assets.flows.standing import why_stale
+
+    book = workspace.ledger.watches
+    counts, watches = book.counts(), book.all()
+    numbers = {f"n_{state}": sum(of[state] for of in counts.values()) for state in ("waiting", "sent", "given_up")}
+    stale = {watch.name: why for watch in watches if (why := why_stale(workspace, watch)) is not None}
+    return {"n_watches": len(watches), **numbers, "stale": stale}
 
 
 def _age(moment: float | None) -> float | None:
@@ -149,6 +160,7 @@ def _print_health(state: dict[str, Any]) -> None:
     if dead:
         by_reason = ", ".join(f"{n} {printable(reason)}" for reason, n in sorted(dead.items()))
         click.echo(f"Dead letters: {by_reason}. `mm dlq list` shows them.")
+    _print_watches(state["watches"])
     if state["n_refusals"]:
         click.echo(f"Names that no key can hold: {state['n_refusals']}. `mm dlq list --step discovery` shows them.")
     if failures["n_ended"]:
@@ -157,6 +169,16 @@ def _print_health(state: dict[str, Any]) -> None:
     if state["requests_today"]:
         click.echo(
             "Requests today: " + ", ".join(f"{n} {printable(op)}" for op, n in state["requests_today"].items()) + "."
+        )
+
+
+def _print_watches(watches: dict[str, Any]) -> None:
+    for name, why in watches["stale"].items():
+        click.echo(f"Watch {printable(name)} sees nothing now: {printable(why)}.")
+    if watches["n_waiting"] or watches["n_given_up"]:
+        click.echo(
+            f"Matches of watches: {watches['n_waiting']} to be told, {watches['n_given_up']} given up. "
+            "`mm watch matches` shows them."
         )
 
 

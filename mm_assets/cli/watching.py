@@ -20,6 +20,7 @@ from mm_assets.cli.opening import read_settings
 from mm_assets.cli.runs import Runner
 from mm_assets.errors import MmAssetsError, ServiceError
 from mm_assets.flows.b2_rules import CHECK_EVERY_S, check_b2_rules
+from mm_assets.flows.delivering import deliver
 from mm_assets.flows.discovery import Discovery, discover
 from mm_assets.flows.hints import Drained, drain_inbox
 from mm_assets.flows.pacing import refresh_due
@@ -33,6 +34,7 @@ from mm_assets.settings import Settings
 _SETTINGS_EVERY_S = 5.0
 _IDLE_S = 1.0  # between two looks at an empty inbox, which cost a millisecond each
 _PULL_EVERY_S = 15.0
+_TELL_EVERY_S = 5.0
 _REFRESH_EVERY_S = 30.0  # counting what changed reads an index for as long as there is much of it
 _SHARE_S = 30.0  # of one source or queue, before it is another's turn
 _WAIT_S, _MAX_WAIT_S = 5.0, 300.0
@@ -40,7 +42,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class Say(Protocol):
-    """Tells a change: ``what`` is found, processed, given_up, published, settings, alarm, waits, failed or recovered."""
+    """Tells a change.
+
+    ``what`` is found, processed, given_up, told, published, settings, alarm, waits, failed or recovered.
+    """
 
     def __call__(self, what: str, text: str, **facts: Any) -> None:
         """Tell it in words and in numbers."""
@@ -168,6 +173,7 @@ def _chores(workspace: Workspace, runner: Runner, aliases: Sequence[str], interv
         "events": Chore("events", partial(_drain, workspace, say), 0.0, say),
         **listings,
         "process": Chore("processing", _Processing(workspace, runner, say).go_on, 0.0, say),
+        "matches": Chore("matches", partial(_tell_matches, workspace, say), _TELL_EVERY_S, say),
         "refresh": Chore("tables and indexes", _Refresh(workspace, runner, say).go_on, _REFRESH_EVERY_S, say),
     }
 
@@ -184,6 +190,14 @@ def _drain(workspace: Workspace, say: Say) -> bool:
     if drained.has_changes:
         say("found", f"events: {_changes(drained)}", **asdict(drained))
     return drained.has_changes
+
+
+def _tell_matches(workspace: Workspace, say: Say) -> bool:
+    counts = deliver(workspace, _SHARE_S)
+    if counts:
+        told = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in sorted(counts.items()))
+        say("told", f"matches of watches: {told} (mm watch matches)", **counts)
+    return counts["sent"] > 0
 
 
 class _Rules:

@@ -30,7 +30,7 @@ class Arrivals:
     def add(self, group: Sequence[Prepared], results: Mapping[str, Mapping[str, pa.Table]]) -> None:
         """Take what a group made: step → object_id → rows."""
         tables = {step: pa.concat_tables(of.values()) for step, of in results.items() if of}
-        layers = [_read_layers(prepared) for prepared in group if prepared.segments is not None]
+        layers = [read_layers(prepared) for prepared in group if prepared.segments is not None]
         if layers:
             tables[_SEGMENTS] = pa.concat_tables(layers)
         for space in ALL_SPACES:
@@ -52,6 +52,6 @@ def _rows(space: Space, tables: Mapping[str, pa.Table]) -> pa.Table | None:
     return tables[space.table].drop_columns("recipe") if space.table in tables else None
 
 
-def _read_layers(prepared: Prepared) -> pa.Table:
-    """Read the text layers of an object's pages, without its images."""
+def read_layers(prepared: Prepared) -> pa.Table:
+    """Read the text layers of an object's pages, without its images; it must have segments."""
     return pq.read_table(prepared.segments, columns=list(SEGMENT_COLUMNS))

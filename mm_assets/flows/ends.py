@@ -57,7 +57,7 @@ def without_input(step: str, kinds: Collection[str]) -> StepEnd:
 def interrupted(step: str, reason: str, error: object, wait_s: float | None = None) -> StepEnd:
     """End for a fault that the object did not cause: tried again after ``wait_s`` (default: 60 s), burns no try."""
     wait_s = _SERVICE_WAIT_S if wait_s is None else wait_s
-    return StepEnd(step, "wanted", reason=reason, error=_storable(str(error)), retry_after_s=wait_s)
+    return StepEnd(step, "wanted", reason=reason, error=storable(str(error)), retry_after_s=wait_s)
 
 
 def failed(workspace: Workspace, claim: Claim, step: str, error: ObjectError, stage: str) -> StepEnd:
@@ -68,7 +68,7 @@ def failed(workspace: Workspace, claim: Claim, step: str, error: ObjectError, st
     stage : where it failed: download, decode, or the step
     """
     tries = claim.tries.get(step, 0) + 1
-    message = _storable(error.message)
+    message = storable(error.message)
     if not error.is_permanent and tries < workspace.settings.runs.max_tries:
         wait = _BACKOFF_S * 4 ** (tries - 1)
         return StepEnd(step, "wanted", str(error.reason), message, counts_as_try=True, retry_after_s=wait)
@@ -76,7 +76,7 @@ def failed(workspace: Workspace, claim: Claim, step: str, error: ObjectError, st
     return StepEnd(step, "dead", str(error.reason), message, counts_as_try=True)
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Cut a message, and escape what PostgreSQL or UTF-8 cannot hold: it may quote a stranger's bytes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")[:_MAX_ERROR_CHARS]
 

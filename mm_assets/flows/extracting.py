@@ -43,7 +43,7 @@ def extract_step(workspace: Workspace, step: str, group: Sequence[Prepared]) -> 
 
     Returns
     -------
-    object_id → rows, of the objects that are done
+    object_id → rows without private columns, of the objects that are done: made now, or found in the lake
 
     Raises
     ------
@@ -57,37 +57,45 @@ def extract_step(workspace: Workspace, step: str, group: Sequence[Prepared]) -> 
     for prepared in wanted:
         if prepared not in able:
             prepared.ends.append(ends.without_input(step, extractor.takes))
-    able = [prepared for prepared in able if not _adopt(workspace, step, prepared)]
+    adopted = _adopt(workspace, step, [prepared for prepared in able if prepared.is_adopted])
+    able = [prepared for prepared in able if prepared.claim.known.object_id not in adopted]
     if not able:
-        return {}
+        return adopted
     started = time.monotonic()
     rows, errors = _run(extractor, able, workspace.recipes[step])
-    is_total = len(errors) == len(able) >= _SYSTEMIC_FROM_OBJECTS
-    if (
-        is_total
-        and not any(error.is_permanent for error in errors.values())
-        and not workspace.ledger.work.has_worked(step, workspace.recipes[step])
-    ):
-        msg = f"{step} failed for all {len(able)} objects of a group, first: {next(iter(errors.values()))}"
-        raise SystemicFailure(msg)
+    if len(errors) == len(able):
+        _check_systemic(workspace, step, list(errors.values()))
     seconds = (time.monotonic() - started) / len(able)
-    return {
-        p.claim.known.object_id: r
-        for p in able
-        if (r := _commit(workspace, step, p, rows, errors, seconds)) is not None
-    }
+    made = {p.claim.known.object_id: _commit(workspace, step, p, rows, errors, seconds) for p in able}
+    names = _shown(extractor).names
+    return adopted | {object_id: table.select(names) for object_id, table in made.items() if table is not None}
 
 
-def _adopt(workspace: Workspace, step: str, prepared: Prepared) -> bool:
-    """Keep a result that is in the lake although the ledger does not know it."""
-    if not prepared.is_adopted:
-        return False
-    n_rows = workspace.lake.n_result_rows(step, prepared.claim.steps[step], prepared.claim.known.object_id)
-    if n_rows is None:
-        return False
-    key = workspace.lake.result_key(step, prepared.claim.steps[step], prepared.claim.known.object_id)
-    prepared.ends.append(ends.done(step, n_rows, key, 0.0, is_new=False))
-    return True
+def _check_systemic(workspace: Workspace, step: str, errors: Sequence[ObjectError]) -> None:
+    """Raise where these errors, one for each object of a group, are the model's."""
+    is_total = len(errors) >= _SYSTEMIC_FROM_OBJECTS and not any(error.is_permanent for error in errors)
+    if is_total and not workspace.ledger.work.has_worked(step, workspace.recipes[step]):
+        msg = f"{step} failed for all {len(errors)} objects of a group, first: {errors[0]}"
+        raise SystemicFailure(msg)
+
+
+def _adopt(workspace: Workspace, step: str, group: Sequence[Prepared]) -> dict[str, pa.Table]:
+    """Keep results that are in the lake although the ledger does not know them; a damaged one is made again."""
+    schema = _shown(workspace.extractors[step])
+    wanted = [(prepared.claim.steps[step], prepared.claim.known.object_id) for prepared in group]
+    found = workspace.lake.read_results(step, wanted, schema.names)
+    kept: dict[str, pa.Table] = {}
+    for prepared, (recipe, object_id), rows in zip(group, wanted, found, strict=True):
+        if rows is not None:
+            kept[object_id] = rows.cast(schema)
+            key = workspace.lake.result_key(step, recipe, object_id)
+            prepared.ends.append(ends.done(step, rows.num_rows, key, 0.0, is_new=False))
+    return kept
+
+
+def _shown(extractor: Extractor) -> pa.Schema:
+    """Return the schema of a step's rows without its private columns."""
+    return extractor.table.published_schema(extractor.card.dim)
 
 
 def _has_kind(prepared: Prepared, extractor: Extractor) -> bool:

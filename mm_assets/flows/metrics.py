@@ -23,6 +23,8 @@ _HELP = {
     "step_results_total": "New results of a step.",
     "step_ends_total": "Ends of steps by state and reason; wanted means that it is tried again.",
     "step_failures_total": "Failures that an object caused, by reason; each is one try.",
+    "matches_total": "New objects that matched a watch.",
+    "deliveries_total": "Tellings of matches: sent, waiting for another try, or given up.",
     "lease_lost_total": "Steps whose claim another worker took over.",
     "reconcile_found_total": "Changes that a listing found and no event had told.",
     "events_received_total": "Events that were verified, by provider.",
@@ -38,6 +40,7 @@ _HELP = {
     "objects_unplanned": "Live object versions for which no work was planned yet.",
     "ledger_rows": "Steps of object versions by state, of those for which work was planned.",
     "dead_letters": "Steps of live object versions that were given up, by reason.",
+    "matches_waiting": "Matches that are still to be told.",
     "refusals": "Names in sources that no key can hold.",
     "oldest_unprocessed_seconds": "Age of the oldest live object version with unfinished work.",
     "inbox_depth": "Events that wait to be looked at.",
@@ -99,6 +102,7 @@ def _counters(workspace: Workspace) -> Iterator[Sample]:
 
 def _gauges(workspace: Workspace) -> Iterator[Sample]:
     values = {**_of_sources(workspace), **_of_work(workspace), **_of_inbox(workspace)}
+    values["matches_waiting", ()] = sum(states["waiting"] for states in workspace.ledger.watches.counts().values())
     for (name, labels), value in sorted(values.items()):
         yield Sample(name, "gauge", _HELP[name], labels, value)
 

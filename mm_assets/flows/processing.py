@@ -2,8 +2,8 @@
 
 Put here: the order of writes, leases, groups. Keep out: decoding, models, Dagster.
 
-Order: claim with a fencing token · result file · ledger row, if the token is still ours · the caller's event. A kill
-after any of these loses nothing and repeats at most one group's work.
+Order: claim with a fencing token · result file · matches of watches · ledger row, if the token is still ours · the
+caller's event. A kill after any of these loses nothing and repeats at most one group's work.
 """
 
 import logging
@@ -22,6 +22,7 @@ import pyarrow as pa
 from mm_assets.buckets.base import DailyCapError
 from mm_assets.flows import dead_letters, ends, metrics
 from mm_assets.flows.arriving import Arrivals
+from mm_assets.flows.delivering import deliver
 from mm_assets.flows.ends import StepEnd
 from mm_assets.flows.extracting import extract_step
 from mm_assets.flows.judging import Judge
@@ -29,6 +30,7 @@ from mm_assets.flows.leases import Lease
 from mm_assets.flows.preparing import Prepared, Preparer
 from mm_assets.flows.recipes import DECODING_STEPS
 from mm_assets.flows.scratch import scratch
+from mm_assets.flows.standing import StandingQueries
 from mm_assets.flows.stopping import finishing, giving_back
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
@@ -37,6 +39,7 @@ from mm_assets.ledger import Claim
 _GROUP_SEGMENTS = 128  # enough to fill the accelerator for each step in turn
 _FIRST_SEGMENTS = 16  # of the first group, so that something is done and told soon; the next are twice as large each
 _GROUP_OBJECTS = 64
+_TELLING_S = 10.0  # at the end of a batch; what is left is told after the next, or by who follows the bucket
 _LOG = logging.getLogger(__name__)
 
 
@@ -76,7 +79,7 @@ def process(
     """
     if not claims:
         return
-    judge, arrivals = Judge(workspace, batch_id), Arrivals(workspace, batch_id)
+    judge, arrivals, queries = Judge(workspace, batch_id), Arrivals(workspace, batch_id), StandingQueries(workspace)
     lease = Lease(workspace, owner, claims)
     try:
         with metrics.timed_run(workspace), _pausing_at_the_lakes_cap(workspace), giving_back(lease.give_back):
@@ -87,9 +90,10 @@ def process(
                 preparer = Preparer(workspace, folder, workers=workers, adopt=adopt)
                 for group in _groups(preparer.run(claims)):
                     lease.check()
-                    yield from _process_group(workspace, group, judge, arrivals, lease)
+                    yield from _process_group(workspace, group, judge, arrivals, queries, lease)
                 judge.write()
                 arrivals.write()
+        deliver(workspace, _TELLING_S)
     finally:
         lease.give_back()
 
@@ -118,13 +122,19 @@ def _groups(prepared: Iterator[Prepared]) -> Iterator[list[Prepared]]:
 
 
 def _process_group(
-    workspace: Workspace, group: list[Prepared], judge: Judge, arrivals: Arrivals, lease: Lease
+    workspace: Workspace,
+    group: list[Prepared],
+    judge: Judge,
+    arrivals: Arrivals,
+    queries: StandingQueries,
+    lease: Lease,
 ) -> Iterator[ObjectEnd]:
     try:
         with finishing():
             rows = {step: extract_step(workspace, step, group) for step in workspace.extractors}
             judgements = judge.judge(rows.get("visual_embeddings", {}))
             arrivals.add(group, rows)
+            queries.match(group, rows)  # before the ledger says done: whoever repeats the group finds the same again
             accepted = lease.finish([ends.to_finished(item.claim, end) for item in group for end in item.ends])
             answers = iter(accepted)
             kept = [tuple(end for end in item.ends if next(answers)) for item in group]

@@ -12,6 +12,7 @@ from mm_assets.ledger.scans import LostCursorError, Scan
 from mm_assets.ledger.tables import FORBIDDEN, NO_INPUT, SEGMENTS_DEAD
 from mm_assets.ledger.transactions import LedgerUnavailableError
 from mm_assets.ledger.versions import KnownObject, PageDelta, SeenObject
+from mm_assets.ledger.watches import KnownMatch, Match, Watch
 from mm_assets.ledger.work import Claim, Finished, WorkBook
 
 __all__ = [
@@ -23,15 +24,18 @@ __all__ = [
     "Catalog",
     "Claim",
     "Finished",
+    "KnownMatch",
     "KnownObject",
     "Ledger",
     "LedgerUnavailableError",
     "LostCursorError",
+    "Match",
     "ObjectBook",
     "PageDelta",
     "Refusal",
     "Scan",
     "SeenObject",
     "ShardFile",
+    "Watch",
     "WorkBook",
 ]

@@ -27,6 +27,7 @@ from mm_assets.ledger.tables import FACTS
 from mm_assets.ledger.tasks import TaskBook
 from mm_assets.ledger.transactions import LedgerPool, LedgerUnavailableError, insert_into, retried, translate_errors
 from mm_assets.ledger.urls import show_url
+from mm_assets.ledger.watches import WatchBook
 from mm_assets.ledger.work import WorkBook
 
 _BUSY_TIMEOUT_S = 60
@@ -58,6 +59,7 @@ class Ledger:
     comparing : long reads in the order of listings
     tasks : cancelling the work on single versions
     keys : who may ask the server for what
+    watches : standing queries, their matches, and what of them was told
 
     Raises
     ------
@@ -93,6 +95,7 @@ class Ledger:
         self.comparing = ComparingBook(self._engine)
         self.tasks = TaskBook(self._engine)
         self.keys = KeyBook(self._engine)
+        self.watches = WatchBook(self._engine)
 
     @property
     def shown_url(self) -> str:

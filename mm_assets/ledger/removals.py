@@ -15,6 +15,7 @@ from mm_assets.ledger.clock import epoch_now
 from mm_assets.ledger.objects import KnownObject, chunks, known_object
 from mm_assets.ledger.tables import GENERATIONS, IS_LIVE, MAY_BE_RECORDED, NO_INPUT, OBJECTS, WORK
 from mm_assets.ledger.transactions import retried
+from mm_assets.ledger.watches import forget_matches
 
 _ROWS_AT_ONCE = 1_000
 _TO_SWEEP = and_(OBJECTS.c.left_at.is_not(None), OBJECTS.c.swept_at.is_(None))
@@ -145,7 +146,7 @@ class RemovalBook:
 
     @retried
     def forget(self, object_ids: Sequence[str]) -> list[str]:
-        """Drop the rows of work of versions whose results were removed; returns those that are not done with.
+        """Drop the rows of work of versions whose results were removed, and their matches; returns those that are not done with.
 
         What came back meanwhile is live again without its results, so it loses the rows as well: they are opened anew.
         What left and is under work keeps them: its worker may write a result yet, and the next sweep takes it.
@@ -158,8 +159,8 @@ class RemovalBook:
                 stay += held
                 these = OBJECTS.c.object_id.in_(sorted(set(part) - set(held)))
                 connection.execute(update(OBJECTS).where(these).values(last_token=_LAST_TOKEN))
-                gone = update(OBJECTS).where(these, _TO_SWEEP)
-                connection.execute(gone.values(swept_at=time.time(), opened_for=""))
+                gone = update(OBJECTS).where(these, _TO_SWEEP).values(swept_at=time.time(), opened_for="")
+                forget_matches(connection, set(connection.scalars(gone.returning(OBJECTS.c.object_id))))
                 back = update(OBJECTS).where(these, IS_LIVE).values(opened_for="")
                 stay += connection.scalars(back.returning(OBJECTS.c.object_id))
                 connection.execute(delete(WORK).where(WORK.c.object_id.in_(sorted(set(part) - set(held)))))

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     String,
@@ -33,6 +34,7 @@ _PLANNED = text("batch_id IS NOT NULL")
 _TO_SWEEP = text("left_at IS NOT NULL AND swept_at IS NULL")
 _WAITS = text("done_at IS NULL")
 _NOT_REVOKED = text("revoked_at IS NULL")
+_TO_TELL = text("state = 'waiting'")
 
 OBJECTS = Table(
     "objects",
@@ -223,6 +225,44 @@ API_KEYS = Table(
     Column("created_at", Float, nullable=False),
     Column("revoked_at", Float),
     Index("api_keys_name", "name", unique=True, sqlite_where=_NOT_REVOKED, postgresql_where=_NOT_REVOKED),
+)
+
+WATCHES = Table(
+    "watches",
+    METADATA,
+    Column("watch_id", String(32), primary_key=True),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("kind", String(16), nullable=False),  # text | image | face | said | shown
+    Column("question", Text, nullable=False),
+    Column("picture", LargeBinary),
+    Column("threshold", Float),
+    Column("webhook", Text),
+    Column("secret", Text),
+    Column("command", Text),
+    Column("vector", LargeBinary),  # float32
+    Column("recipe", String(32), nullable=False, default=""),  # of the vectors it may be compared with
+    Column("error", Text),  # why there is no vector under this recipe
+    Column("created_at", Float, nullable=False),
+)
+
+MATCHES = Table(
+    "matches",
+    METADATA,
+    Column("watch_id", String(32), nullable=False),
+    Column("object_id", String(32), nullable=False),
+    Column("segment_id", String(63), nullable=False),
+    Column("start_s", Float),
+    Column("end_s", Float),
+    Column("page_number", Integer),
+    Column("score", Float),
+    Column("matched_at", Float, nullable=False),
+    Column("state", String(16), nullable=False, default="waiting"),  # waiting | sent | given_up
+    Column("tries", Integer, nullable=False, default=0),  # tellings that were begun; the token of the latest
+    Column("not_before", Float, nullable=False),  # while it is told, the end of the lease
+    Column("error", Text),
+    PrimaryKeyConstraint("watch_id", "object_id"),
+    Index("matches_by_object", "object_id"),
+    Index("matches_to_tell", "not_before", sqlite_where=_TO_TELL, postgresql_where=_TO_TELL),
 )
 
 FACTS = Table(

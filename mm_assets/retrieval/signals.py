@@ -12,7 +12,7 @@ import numpy as np
 from mm_assets.errors import ConfigError
 from mm_assets.identity import vector_id
 from mm_assets.indexing import GrownIndex, GrownSelection, Rows
-from mm_assets.retrieval.questions import Question, RgbImage, name_of, read_picture
+from mm_assets.retrieval.questions import Picture, Question, RgbImage, name_of, read_picture
 from mm_assets.texts import Term, TextIndex, parse_question, words_of
 from mm_assets.vectors import Floats, Ids
 from mm_assets.wording import SAID, SHOWN
@@ -108,19 +108,30 @@ class FaceSignal:
         """
         if question.face is None:
             return [], []
-        boxes, vectors = self._finder.find_faces(read_picture(question.face))
-        if not len(boxes):
-            msg = (
-                f"no face is found in {name_of(question.face)}; "
-                "give a picture with a face that is larger, or seen from the front"
-            )
-            raise ConfigError(msg)
-        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        largest = int(areas.argmax())
-        similarity, ids = self.index.search(vectors[largest : largest + 1], n, within)
-        told = f"{len(boxes)} faces are in {name_of(question.face)}; the largest one is asked for"
-        notes = [told] if len(boxes) > 1 else []
+        vector, n_faces = find_largest_face(self._finder, question.face)
+        similarity, ids = self.index.search(vector, n, within)
+        told = f"{n_faces} faces are in {name_of(question.face)}; the largest one is asked for"
+        notes = [told] if n_faces > 1 else []
         return [_found("has the face", "face", ids[0], similarity[0], self.index.rows)], notes
+
+
+def find_largest_face(finder: FaceFinder, picture: Picture) -> tuple[Floats, int]:
+    """Return the (1, d) vector of the largest face in a picture, and how many faces are in it.
+
+    Raises
+    ------
+    ConfigError
+        The picture cannot be read, or no face is found in it.
+    """
+    boxes, vectors = finder.find_faces(read_picture(picture))
+    if not len(boxes):
+        msg = (
+            f"no face is found in {name_of(picture)}; give a picture with a face that is larger, or seen from the front"
+        )
+        raise ConfigError(msg)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    largest = int(areas.argmax())
+    return vectors[largest : largest + 1], len(boxes)
 
 
 class WordSignal:

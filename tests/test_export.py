@@ -382,7 +382,7 @@ def test_a_repeated_export_takes_out_what_left(make_workspace: MakePlace, tmp_pa
         client.upsert("out", [models.PointStruct(id=1, vector=[1.0] * DIM, payload={"item_id": "own"})])
     (place.source / "picture0.png").unlink()
     ingest(place.open())
-    assert "1 points removed" in store.export(place)
+    assert "1 point removed" in store.export(place)
     assert "0 points removed" in store.export(place)
     visual = [row["key"] for row in store.rows().values() if row.get("index", "").endswith("/visual")]
     assert visual == ["picture1.png"]
@@ -538,7 +538,7 @@ def test_a_missing_library_is_named(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, module: str, package: str
 ) -> None:
     """With the command that installs it; Parquet needs none."""
-    for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
+    for name in [module, *(name for name in sys.modules if name.startswith(f"{module}."))]:
         monkeypatch.setitem(sys.modules, name, None)
     assert f"pip install {package}" in Store(kind, tmp_path).export(place, code=2)
     Store("parquet", tmp_path).export(place)

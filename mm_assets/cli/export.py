@@ -12,6 +12,7 @@ import click
 
 from mm_assets.cli.ingest import progress
 from mm_assets.cli.options import config_option, examples, where_option
+from mm_assets.cli.output import counted
 from mm_assets.spaces import SPACES, WORDS
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def qdrant(target: str, *, collection: str | None, space: str, where: str, confi
     with _told(left), _opened(settings, space, where) as contents:
         n_removed = write_qdrant(contents, place)
     _report(contents, space, target)
-    click.echo(f"{n_removed:,} points removed that the index no longer has.")
+    click.echo(f"{counted(n_removed, 'point')} removed that it no longer has.")
 
 
 def _read(config: Path | None) -> "Settings":
@@ -143,4 +144,4 @@ def _told(left: str) -> Iterator[None]:
 
 
 def _report(contents: "Contents", space: str, target: str) -> None:
-    click.echo(f"{contents.n_rows:,} rows of {space}, generation {contents.facts['generation']}, are in {target}.")
+    click.echo(f"{target} has {counted(contents.n_rows, 'row')} of {space}, generation {contents.facts['generation']}.")

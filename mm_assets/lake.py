@@ -4,8 +4,8 @@ Put here: the layout of the lake and its Parquet. Keep out: what the rows mean, 
 (B2 has no conditional write): that is the ledger's.
 
     results/{step}/{recipe}/{object_id[:2]}/{object_id}.parquet     one file = one result = the commit
-    judgements/{name}/{generation}/{batch_id}.parquet               on arrival; a publish derives the same rows again
-    arrivals/{space}/{recipe}/{batch_id}.parquet                    on arrival; searched until the index holds the rows
+    judgements/{name}/{generation}/{batch_id}-{n}.parquet           on arrival; a publish derives the same rows again
+    arrivals/{space}/{recipe or table}/{batch_id}-{n}.parquet       on arrival; searched until the index holds the rows
     tables/{table}/shard={n}/part-0.parquet                         what analysts read with a glob
     tables/published.json                                           step → recipe that the tables show
     {kind}/{name}/{generation}/… · current.json                     indexes, models, baselines, taxonomies
@@ -237,21 +237,26 @@ class Lake:
 
     # -- other records -------------------------------------------------------------------------------------------
 
-    def write_judgements(self, name: str, generation: str, batch_id: str, rows: pa.Table) -> str:
-        """Write the judgements that a batch made on arrival; returns the key."""
-        key = f"{JUDGEMENTS}{name}/{generation}/{batch_id}.parquet"
-        self.store.put(key, to_parquet(rows, {"judgement": name, "generation": generation}))
+    def write_judgements(self, judgement: str, generation: str, name: str, rows: pa.Table) -> str:
+        """Write the judgements that were made on arrival of a group of objects; returns the key."""
+        key = f"{JUDGEMENTS}{judgement}/{generation}/{name}.parquet"
+        self.store.put(key, to_parquet(rows, {"judgement": judgement, "generation": generation}))
         return key
 
-    def write_arrivals(self, space: str, recipe: str, batch_id: str, rows: pa.Table) -> str:
-        """Write what a batch made for a space; returns the key."""
-        key = f"{ARRIVALS}{space}/{recipe}/{batch_id}.parquet"
-        self.store.put(key, to_parquet(rows, {"space": space, "recipe": recipe}))
+    def write_arrivals(self, space: str, part: str, name: str, rows: pa.Table) -> str:
+        """Write what a group of objects gave for a space; returns the key.
+
+        Parameters
+        ----------
+        part : recipe of vectors, which are compared with those of the same alone; table of texts
+        """
+        key = f"{ARRIVALS}{space}/{part}/{name}.parquet"
+        self.store.put(key, to_parquet(rows, {"space": space, "part": part}))
         return key
 
-    def arrivals(self, space: str, recipe: str) -> Iterator[StoredObject]:
-        """Yield what batches made for a space under a recipe and the index may not hold yet."""
-        return self.walk(f"{ARRIVALS}{space}/{recipe}/")
+    def arrivals(self, space: str, part: str = "") -> Iterator[StoredObject]:
+        """Yield what came for a space, of one part or of all, and the index may not hold yet."""
+        return self.walk(f"{ARRIVALS}{space}/{part}/" if part else f"{ARRIVALS}{space}/")
 
     def write_dead_letter(self, object_id: str, step: str, record: Mapping[str, Any]) -> None:
         """Write a dead letter, before the ledger says dead."""

@@ -10,18 +10,23 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fakes import fake_extractors
-from flow_driver import ingest, process, refresh
+from flow_driver import ingest, plan, process, refresh
 from PIL import Image
 from places import Place
 from vector_factory import unit
 
 from mm_assets.errors import ConfigError
 from mm_assets.flows.discovery import discover
+from mm_assets.flows.processing import process_batch
+from mm_assets.flows.removing import erase, sweep
 from mm_assets.indexing import Part, Rows, write_part
+from mm_assets.ledger.dead import DeadFilter
+from mm_assets.resources.readers import open_retriever as open_product_retriever
 from mm_assets.retrieval import Models, Question, Retriever
 from mm_assets.retrieval.fusing import Fused, choose, fuse
 from mm_assets.retrieval.signals import Ranked
 from mm_assets.retrieval.tables import segments_where
+from mm_assets.settings import Settings, SourceSettings
 from mm_assets.vectors import Floats, as_vector_ids
 
 MakePlace = Callable[..., Place]
@@ -275,6 +280,64 @@ def test_what_a_batch_made_is_found_before_it_is_published(make_workspace: MakeP
     assert set(after["segment_id"]) == set(before["segment_id"])
 
 
+def test_the_product_finds_words_of_new_batches(make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What opens search for commands and servers sees texts before they are published, also where nobody transcribes."""
+    place = make_workspace("picture0.png")
+    place.write_settings(sources=[{"uri": str(place.source), "alias": "source", "steps": ["ocr_text"]}])
+    workspace = place.open()
+    discover(workspace, "source")
+    process(workspace)
+    fakes = fake_extractors(Settings(sources=(SourceSettings(uri="x"),)))
+    monkeypatch.setattr("mm_assets.resources.readers.build_extractor", lambda step, *_: fakes[step])
+    assert set(open_product_retriever(workspace.settings).search(shown="text")["key"]) == {"picture0.png"}
+
+
+def test_what_left_while_its_batch_ran_is_nowhere(make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version that is erased between two groups of its batch leaves nothing that can be found, or lies in the lake."""
+    place = make_workspace(*(f"picture{n}.png" for n in range(4)), runs={"decode_workers": 1})
+    workspace = place.open()
+    discover(workspace, "source")
+    [batch] = plan(workspace)
+    monkeypatch.setattr("mm_assets.flows.processing._GROUP_OBJECTS", 1)
+    ends = process_batch(workspace, batch.batch_id)
+    first = next(ends).claim.known
+    erase(workspace, [first])
+    refresh(workspace)
+    assert len(list(ends)) == 3
+    refresh(workspace)
+    assert first.version.key not in set(open_retriever(place).search(text="anything")["key"])
+    assert not list(place.lake.rglob("arrivals/**/*.parquet"))
+    assert not list(place.lake.rglob("judgements/**/*.parquet"))
+
+
+def test_a_damaged_arrival_stops_no_search(make_workspace: MakePlace, caplog: pytest.LogCaptureFixture) -> None:
+    """The rest is answered, and the log names the file."""
+    place = make_workspace("picture0.png")
+    workspace = place.open()
+    ingest(workspace)
+    place.add("picture1.png")
+    discover(workspace, "source")
+    process(workspace)
+    for file in place.lake.glob("arrivals/**/*.parquet"):
+        file.write_bytes(file.read_bytes()[:-20])
+    assert set(open_retriever(place).search(text="anything")["key"]) == {"picture0.png"}
+    assert "arrivals/visual/" in caplog.text
+
+
+def test_texts_stay_until_their_own_table_shows_them(make_workspace: MakePlace) -> None:
+    """That the segments of an object are shown does not say that its words are."""
+    place = make_workspace("picture0.png", "clip.mp4")
+    workspace = place.open(fails_on="clip", failing_step="transcripts")
+    ingest(workspace)
+    workspace = place.open()
+    letters = workspace.ledger.dead.letters(DeadFilter())
+    workspace.ledger.dead.replay(letters)
+    process(workspace)
+    sweep(workspace)
+    assert list(place.lake.glob("arrivals/words/transcripts/*.parquet"))
+    assert set(open_retriever(place).search(said="words")["key"]) == {"clip.mp4"}
+
+
 def test_a_running_search_sees_new_batches(make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A retriever that is open looks again; what was erased meanwhile is found no more."""
     monkeypatch.setattr("mm_assets.retrieval.retriever._CHECKED_EVERY_S", 0.0)
@@ -297,7 +360,7 @@ def test_a_running_search_sees_new_batches(make_workspace: MakePlace, monkeypatc
 
 def test_arrivals_beyond_the_bound_are_told(make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory stays bounded during a backlog, and the answer says that it is not the whole."""
-    monkeypatch.setattr("mm_assets.retrieval.retriever._ARRIVED_BYTES", 10)
+    monkeypatch.setattr("mm_assets.retrieval.retriever._ARRIVED_BYTES", dict.fromkeys(("visual", "face", "words"), 10))
     place = make_workspace("picture0.png")
     workspace = place.open()
     ingest(workspace)

@@ -143,9 +143,7 @@ def _judge_kept(opened: Workspace, known: Sequence[KnownObject], batch_id: str) 
     recipe, names = opened.recipes.get(_JUDGED_STEP, ""), [column.name for column in TABLES[_JUDGED_STEP].columns]
     kept = opened.lake.read_results(_JUDGED_STEP, [(recipe, item.object_id) for item in known], names)
     vectors = {item.object_id: rows for item, rows in zip(known, kept, strict=True) if rows is not None}
-    judge = Judge(opened, batch_id)
-    judged = judge.judge(vectors)
-    judge.write()
+    judged = Judge(opened).judge(batch_id, vectors)
     for item in known:
         yield ObjectEnd(Claim(item, {}, {}, {}), (), judged.get(item.object_id, {}))
 

@@ -20,14 +20,16 @@ _IDS = ("object_id", "bucket", "key", "etag", "segment_id", "start_s", "end_s", 
 class Judge:
     """Judges the vectors of one batch as they arrive, against what was frozen when the batch began."""
 
-    def __init__(self, workspace: Workspace, batch_id: str) -> None:
+    def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._batch_id = batch_id
         self._frozen: Frozen | None = None
-        self._rows: dict[str, list[pa.Table]] = {name: [] for name in JUDGEMENTS}
 
-    def judge(self, vectors: Mapping[str, pa.Table]) -> dict[str, dict[str, pa.Table]]:
-        """Return object_id → name → rows for these results of visual_embeddings."""
+    def judge(self, name: str, vectors: Mapping[str, pa.Table]) -> dict[str, dict[str, pa.Table]]:
+        """Return object_id → judgement → rows for these results of visual_embeddings.
+
+        They are written under this name as well, one file for each kind, for who cannot wait for the next publish; like
+        results, while the objects are under work.
+        """
         tables = [table for table in vectors.values() if table.num_rows]
         if not tables:
             return {}
@@ -35,20 +37,13 @@ class Judge:
             self._workspace, self._workspace.recipes["visual_embeddings"]
         )
         judged = judge_vectors(frozen, pa.concat_tables(tables), self._workspace)
-        for name, rows in judged.items():
-            self._rows[name].append(rows)
+        for judgement, rows in judged.items():
+            if rows.num_rows:
+                self._workspace.lake.write_judgements(judgement, rows["generation"][0].as_py(), name, rows)
         return {
-            object_id: {name: rows.filter(pc.equal(rows["object_id"], object_id)) for name, rows in judged.items()}
+            object_id: {kind: rows.filter(pc.equal(rows["object_id"], object_id)) for kind, rows in judged.items()}
             for object_id in vectors
         }
-
-    def write(self) -> None:
-        """Write the batch's judgements, one file for each kind, for who cannot wait for the next publish."""
-        for name, tables in self._rows.items():
-            rows = pa.concat_tables(tables) if tables else None
-            if rows is not None and rows.num_rows:
-                generation = rows["generation"][0].as_py()
-                self._workspace.lake.write_judgements(name, generation, self._batch_id, rows)
 
 
 def judge_vectors(frozen: Frozen, vectors: pa.Table, workspace: Workspace) -> dict[str, pa.Table]:

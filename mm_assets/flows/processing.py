@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from mm_assets.buckets.base import DailyCapError
 from mm_assets.flows import dead_letters, ends, metrics
-from mm_assets.flows.arriving import Arrivals
+from mm_assets.flows.arriving import write_arrivals
 from mm_assets.flows.delivering import deliver
 from mm_assets.flows.ends import StepEnd
 from mm_assets.flows.extracting import extract_step
@@ -79,8 +79,7 @@ def process(
     """
     if not claims:
         return
-    judge, arrivals, queries = Judge(workspace, batch_id), Arrivals(workspace, batch_id), StandingQueries(workspace)
-    lease = Lease(workspace, owner, claims)
+    judge, queries, lease = Judge(workspace), StandingQueries(workspace), Lease(workspace, owner, claims)
     try:
         with metrics.timed_run(workspace), _pausing_at_the_lakes_cap(workspace), giving_back(lease.give_back):
             for step in {step for claim in claims for step in claim.steps} & set(workspace.extractors):
@@ -88,11 +87,9 @@ def process(
             with repeating(workspace.settings.runs.lease_s / 3, lease.renew), scratch() as folder:
                 workers = min(workspace.settings.runs.decode_workers or os.cpu_count() or 1, len(claims))
                 preparer = Preparer(workspace, folder, workers=workers, adopt=adopt)
-                for group in _groups(preparer.run(claims)):
+                for number, group in enumerate(_groups(preparer.run(claims))):
                     lease.check()
-                    yield from _process_group(workspace, group, judge, arrivals, queries, lease)
-                judge.write()
-                arrivals.write()
+                    yield from _process_group(workspace, f"{batch_id}-{number}", group, judge, queries, lease)
         deliver(workspace, _TELLING_S)
     finally:
         lease.give_back()
@@ -123,17 +120,18 @@ def _groups(prepared: Iterator[Prepared]) -> Iterator[list[Prepared]]:
 
 def _process_group(
     workspace: Workspace,
+    name: str,
     group: list[Prepared],
     judge: Judge,
-    arrivals: Arrivals,
     queries: StandingQueries,
     lease: Lease,
 ) -> Iterator[ObjectEnd]:
     try:
         with finishing():
             rows = {step: extract_step(workspace, step, group) for step in workspace.extractors}
-            judgements = judge.judge(rows.get("visual_embeddings", {}))
-            arrivals.add(group, rows)
+            lease.check()  # of what left since, a sweep looks for files as long as it is under work, and not after
+            judgements = judge.judge(name, rows.get("visual_embeddings", {}))
+            write_arrivals(workspace, name, group, rows)
             queries.match(group, rows)  # before the ledger says done: whoever repeats the group finds the same again
             accepted = lease.finish([ends.to_finished(item.claim, end) for item in group for end in item.ends])
             answers = iter(accepted)

@@ -30,7 +30,7 @@ from mm_assets.lake import ARRIVALS, JUDGEMENTS
 from mm_assets.ledger import KnownObject
 from mm_assets.ledger.catalog import PUBLISH_LOCK
 from mm_assets.ledger.removals import WorkRow
-from mm_assets.spaces import ALL_SPACES, SPACES
+from mm_assets.spaces import SPACES, WORDS
 
 _THREADS = 8
 _VERSIONS_AT_ONCE = 500  # on one receipt: bounds memory, and what a kill repeats
@@ -129,12 +129,15 @@ class _Shown:
 
 
 def _remove_arrivals(workspace: Workspace, shown: _Shown, swept: Swept) -> None:
-    """Remove what batches left on arrival that the tables hold by now, and that with rows of versions that left.
+    """Remove what was written on arrival and the tables hold by now, and that with rows of versions that left.
+
+    Texts are of the table that their file names; judgements come with the vectors that they were made of.
 
     Rows of others that go with them come back at the next publish.
     """
     for stored in (*workspace.lake.walk(JUDGEMENTS), *workspace.lake.walk(ARRIVALS)):
-        what, name = stored.key.split("/")[:2]
+        what, name, part = stored.key.split("/")[:3]
+        table = part if name == WORDS.name else SPACES[name if name in SPACES else "visual"].table
         try:
             counts = pc.value_counts(workspace.lake.read_columns(stored.key, ["object_id"])["object_id"]).to_pylist()
         except (pa.ArrowException, OSError):  # damaged: it says nothing of anybody
@@ -145,14 +148,12 @@ def _remove_arrivals(workspace: Workspace, shown: _Shown, swept: Swept) -> None:
         left = [Removal(of, what, stored.key, n_rows[of]) for of in n_rows if of not in live]
         if left:
             _settle(workspace, receipts.intend(workspace, left), swept)
-        elif all(_is_shown(shown, known, name) for known in workspace.ledger.objects.by_ids(sorted(live))):
+        elif all(_is_shown(shown, known, table) for known in workspace.ledger.objects.by_ids(sorted(live))):
             workspace.lake.store.erase(stored.key)
 
 
-def _is_shown(shown: _Shown, known: KnownObject, name: str) -> bool:
-    """Whether tables show an object's rows of a space; of judgements, the vectors that they were made of."""
-    space = next((space for space in ALL_SPACES if space.name == name), SPACES["visual"])
-    return any(known.object_id in shown.by_table(known.shard).get(table, set()) for table in space.tables)
+def _is_shown(shown: _Shown, known: KnownObject, table: str) -> bool:
+    return known.object_id in shown.by_table(known.shard).get(table, set())
 
 
 def _remove_generations(workspace: Workspace, swept: Swept) -> None:

@@ -3,12 +3,15 @@
 Put here: manifest → files → index. Keep out: building, and what an answer means.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mm_assets.errors import SchemaError
 from mm_assets.indexing import ROWS_FILE, GrownIndex, Part, Rows, VectorIndex, build_index, read_rows
 from mm_assets.indexing.parts import VECTOR
 from mm_assets.lake import Lake
@@ -17,6 +20,7 @@ from mm_assets.spaces import WORDS, Space
 from mm_assets.texts import Text, TextIndex, extend_texts
 
 TEXTS = "texts"  # folder of tantivy's files in a generation of the text index
+_LOG = logging.getLogger(__name__)
 _ARRIVED = (1 << 32) - 1  # the group of texts that are in no shard yet
 
 
@@ -69,9 +73,14 @@ def open_grown_texts(
 
 
 def _arrived_parts(lake: Lake, space: Space, keys: Sequence[str], cache: Path) -> list[Part]:
-    files = local_files(lake, keys, cache)
-    tables = [pq.read_table(file) for file in files]
-    return [Part.in_memory(key, rows, space.item_column) for key, rows in zip(keys, tables, strict=True)]
+    """Read what came since; a damaged file is left out, since the next index has its rows."""
+    parts = []
+    for key, file in zip(keys, local_files(lake, keys, cache), strict=True):
+        try:
+            parts.append(Part.in_memory(key, pq.read_table(file), space.item_column))
+        except (pa.ArrowException, SchemaError) as error:
+            _LOG.warning("%s is left out of what is searched until the next refresh: %s", key, error)
+    return parts
 
 
 def _late_texts(rows: Rows, first_part: int) -> Iterator[Text]:

@@ -15,7 +15,7 @@ _MAX_SIGNATURES = 8  # B2 sends one, or two while a secret changes
 
 
 def sign(body: bytes, secret: str) -> str:
-    """Return the header with which Backblaze B2 signs a body: HMAC-SHA256, its key the secret's bytes as they are."""
+    """Return the signature of a body as Backblaze B2 writes it, and we do: HMAC-SHA256, its key the secret's bytes as they are."""
     return _SIGNATURE_VERSION + hmac.new(secret.encode("utf-8"), body, hashlib.sha256).hexdigest()
 
 

@@ -326,7 +326,7 @@ def test_a_damaged_arrival_stops_no_search(make_workspace: MakePlace, caplog: py
 
 def test_texts_stay_until_their_own_table_shows_them(make_workspace: MakePlace) -> None:
     """That the segments of an object are shown does not say that its words are."""
-    place = make_workspace("picture0.png", "clip.mp4")
+    place = make_workspace("picture0.png", "clip.mp4", runs={"decode_workers": 1, "max_tries": 1})
     workspace = place.open(fails_on="clip", failing_step="transcripts")
     ingest(workspace)
     workspace = place.open()

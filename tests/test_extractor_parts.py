@@ -7,7 +7,7 @@ from mm_assets.errors import ObjectError, Reason
 from mm_assets.extractors.accelerator import map_batches
 from mm_assets.extractors.inputs import loudness_dbfs
 from mm_assets.extractors.quality import sharpness_of
-from mm_assets.extractors.tesseract import _Word, without_repeats
+from mm_assets.extractors.tesseract import _Word, join_rows, without_repeats
 from mm_assets.extractors.whisper import split_tokens
 
 BEGIN = 1_000  # first timestamp token of an invented vocabulary
@@ -80,6 +80,20 @@ def test_without_repeats_keeps_the_surer_of_two_readings() -> None:
     sure, unsure = _Word("Scene", 0.95, (0, 0, 50, 20), (0, 1)), _Word("Scenc", 0.7, (2, 1, 51, 21), (1, 1))
     beside = _Word("7", 0.9, (60, 0, 70, 20), (0, 1))
     assert without_repeats([unsure, beside, sure]) == [sure, beside]
+
+
+def test_lines_of_two_masks_are_joined() -> None:
+    """A caption that each mask shows in part is one line, in order; what stands elsewhere stays apart."""
+
+    def word(text: str, left: float, top: float, mask: int) -> _Word:
+        return _Word(text, 0.9, (left, top, left + 40, top + 20), (mask, 1))
+
+    light = [word("Bright", 0, 100, 0), word("dog", 100, 101, 0)]
+    dark = [word("quiet", 50, 99, 1), word("lazy", 150, 100, 1)]
+    assert [[w.text for w in line] for line in join_rows([light, dark])] == [["Bright", "quiet", "dog", "lazy"]]
+    below, far = [word("below", 50, 130, 1)], [word("far", 400, 100, 1)]
+    assert join_rows([light, below, far]) == [light, below, far]
+    assert join_rows([light, [word("same", 200, 100, 0)]])[1][0].text == "same"
 
 
 def test_measures_match_their_definitions() -> None:

@@ -130,6 +130,17 @@ def test_ocr_reads_captions_and_titles() -> None:
     assert strange <= total / 30
 
 
+def test_ocr_keeps_a_caption_in_one_line() -> None:
+    """Seventeen of twenty captions are a line as they were drawn, so that a phrase of them is found."""
+    lines = [[" ".join(words_in(row["text"])) for row in rows] for rows in found_in_frames("ocr_text")]
+    texts = [
+        (" ".join(words_in(text)), read)
+        for read, (_, _, truth) in zip(lines, drawn(), strict=True)
+        for text in truth.texts
+    ]
+    assert sum(text in read for text, read in texts) >= 0.85 * len(texts)
+
+
 @pytest.mark.parametrize("kind", ["page", "image"])
 def test_ocr_reads_pages_line_by_line(kind: str) -> None:
     """A page, or a large white image, is read in order, each line with a box around its words in stored pixels."""

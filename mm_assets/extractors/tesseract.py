@@ -4,7 +4,7 @@ Put here: preparing pictures for tesseract and reading its answer. Keep out: tex
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -25,6 +25,7 @@ _FRAME_HEIGHT_PX = 720  # letters of captions then have the 20 to 30 px that tes
 _PAGE_HEIGHT_PX = 1_700  # a page of A4 at 150 dpi
 _MAX_ENLARGEMENT = 4
 _LIGHT_LUMA, _DARK_LUMA = 200, 60
+_SHARED_HEIGHT = 0.6  # of the lower of two lines that are one
 _PAGE_MODE, _BLOCK_MODE = 3, 6  # tesseract's --psm: find the layout; one block of lines
 
 
@@ -47,7 +48,7 @@ class TesseractExtractor(Extractor):
     """
 
     step = "ocr_text"
-    code_version = "1"
+    code_version = "2"
     packages = ("pytesseract",)
     takes = frozenset({"scene", "image", "page"})
     columns = ("segment_kind", "keyframe_jpeg")
@@ -109,7 +110,7 @@ class TesseractExtractor(Extractor):
             for number, mask in enumerate(_masks(larger))
             for word in self._words(mask, factor, _BLOCK_MODE, number)
         ]
-        lines = [line for line in _to_lines(without_repeats(words)) if self._is_text(line)]
+        lines = [line for line in join_rows(_to_lines(without_repeats(words))) if self._is_text(line)]
         return sorted(lines, key=lambda line: _around(line)[1])
 
     def _is_text(self, line: list[_Word]) -> bool:
@@ -187,6 +188,27 @@ def _to_lines(words: list[_Word]) -> list[list[_Word]]:
     """Words by tesseract's lines, each from left to right."""
     ordered = sorted(words, key=lambda word: (word.line, word.box[0]))
     return [list(line) for _, line in groupby(ordered, key=lambda word: word.line)]
+
+
+def join_rows(lines: Sequence[list[_Word]]) -> list[list[_Word]]:
+    """Join what both masks show of one line: each has the words that it showed more surely."""
+    joined: list[list[_Word]] = []
+    for line in lines:
+        mask = line[0].line[0]
+        rest = next((row for row in joined if row[0].line[0] != mask and _is_one_row(row, line)), None)
+        if rest is None:
+            joined.append(line)
+        else:
+            rest[:] = sorted([*rest, *line], key=lambda word: word.box[0])
+    return joined
+
+
+def _is_one_row(one: list[_Word], other: list[_Word]) -> bool:
+    """Whether two lines stand at the same height, not farther apart than they are high."""
+    a, b = _around(one), _around(other)
+    lower = min(a[3] - a[1], b[3] - b[1])
+    shared, gap = min(a[3], b[3]) - max(a[1], b[1]), max(a[0], b[0]) - min(a[2], b[2])
+    return shared > _SHARED_HEIGHT * lower and gap <= lower
 
 
 def _corners(box: tuple[int, int, int, int], factor: float) -> tuple[float, float, float, float]:

@@ -67,15 +67,15 @@ def fuse(signals: Sequence[Ranked], question: Question) -> list[Fused]:
     """
     moments: dict[str, list[Fused]] = defaultdict(list)
     for ranked in signals:
-        named: list[Fused] = []
+        named: set[int] = set()  # the moments that this signal named, by identity: a moment grows while it is found
         for place, item in enumerate(_places(ranked), 1):
             of_object = moments[item["object_id"]]
             moment = next((moment for moment in of_object if moment.is_at(item)), None)
             if moment is None:
                 moment = Fused(**item)
                 of_object.append(moment)
-            if not any(moment is other for other in named):
-                named.append(moment)
+            if id(moment) not in named:
+                named.add(id(moment))
                 _support(moment, Evidence(ranked, place), item, question.weight(ranked.signal))
     found = (moment for of_object in moments.values() for moment in of_object)
     return sorted(found, key=lambda moment: (-moment.score, moment.segment_id, moment.start_s or 0.0))

@@ -2,7 +2,11 @@
 
 import io
 import re
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ from urllib.parse import urlencode
 
 import pytest
 from fakes import fake_extractors
-from flow_driver import ingest
+from flow_driver import ingest, process
 from PIL import Image
 from places import Place
 from server_driver import API_KEY, Answer, Client, serving
@@ -18,6 +22,9 @@ from server_driver import API_KEY, Answer, Client, serving
 from mm_assets.extractors.packs import Pack
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.workspace import Workspace
+from mm_assets.ledger import KnownObject
+from mm_assets.server import pages, searching
+from mm_assets.server.describing import Facets
 from mm_assets.server.media import parse_range
 from mm_assets.settings import Settings
 
@@ -174,6 +181,57 @@ def _post(client: Client, fields: dict[str, str], files: dict[str, bytes]) -> An
     return client.ask("POST", "/", body, {"Content-Type": f"multipart/form-data; boundary={edge}"})
 
 
+PICTURE_FORM = b"Content-Type: multipart/form-data; boundary=edge\r\n"
+
+
+@pytest.mark.parametrize(("path", "limit"), [("/login", "_KEY_WITHIN_S"), ("/", "READ_WITHIN_S")])
+def test_a_form_that_drips_is_given_up(client: Client, monkeypatch: pytest.MonkeyPatch, path: str, limit: str) -> None:
+    """Whoever sends one byte of what was promised holds no connection: 408 after its time."""
+    monkeypatch.setattr(pages, limit, 0.1)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 900\r\n".encode()
+    assert client.send(head + PICTURE_FORM + b"\r\n-").startswith(b"HTTP/1.1 408")
+
+
+def test_a_form_that_is_too_large_is_cut_off(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is kept anywhere: by its length, and without one by what comes."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert client.ask("POST", "/login", b"key=" + b"x" * 5_000, form).status == 413
+    monkeypatch.setattr(pages, "MAX_FORM_BYTES", 10_000)
+    assert _post(client, {}, {"image": b"x" * 10_000}).status == 413
+    chunks = (b"x" * 1_000 for _ in range(11))
+    assert client.ask("POST", "/", chunks, {"Content-Type": "multipart/form-data; boundary=edge"}).status == 413
+    assert _post(client, {}, {"image": b"x" * 9_000}).status == 400
+
+
+def test_only_so_many_pictures_are_taken_at_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays bounded: one more is a 503 at once, and has a place when the other is done."""
+    begun, open_form = threading.Event(), pages.open_form
+
+    def note(*given: Any, **limits: Any) -> Any:
+        begun.set()
+        return open_form(*given, **limits)
+
+    monkeypatch.setattr(searching, "_AT_ONCE", 1)
+    monkeypatch.setattr(pages, "open_form", note)
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n"
+    with serving(workspace) as client:
+        with socket.create_connection(("127.0.0.1", client.port)) as holding:
+            holding.sendall(head + PICTURE_FORM + b"\r\n-")
+            assert begun.wait(10)
+            assert _post(client, {}, {"image": b"no picture"}).status == 503
+        started = time.monotonic()
+        while (answer := _post(client, {}, {"image": b"no picture"})).status != 400:
+            assert time.monotonic() - started < 10, answer
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("body", [b"", b"--edge", b"--edge\r\n\r\n\r\n--edge--", b"x" * 200_000])
+def test_what_is_no_form_is_a_400(client: Client, body: bytes) -> None:
+    """Or an empty one, which asks for nothing."""
+    answer = client.ask("POST", "/", body, {"Content-Type": "multipart/form-data; boundary=edge"})
+    assert answer.status in {200, 400}, answer.body
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
@@ -216,6 +274,92 @@ def test_an_object_has_player_timeline_and_words(client: Client, workspace: Work
     assert page_of(client.ask("GET", f"/view/{object_id(workspace, 'sound.wav')}")).all("audio")
     assert "not decoded" in page_of(client.ask("GET", f"/view/{object_id(workspace, 'broken.png')}")).text
     assert "no such object" in page_of(client.ask("GET", f"/view/{'0' * 32}"), 404).text
+
+
+def test_an_object_that_is_not_published_plays(make_workspace: Callable[..., Place]) -> None:
+    """Between its batch and the refresh, its kind is that of its name; that its parts are missing is no failure."""
+    place = make_workspace("clip.mp4", "picture0.png")
+    workspace = place.open()
+    discover(workspace, "source")
+    process(workspace)
+    with serving(workspace) as client:
+        for key, tag in (("clip.mp4", "video"), ("picture0.png", "img")):
+            found = object_id(workspace, key)
+            page = page_of(client.ask("GET", f"/view/{found}"))
+            assert [attrs for attrs in page.all(tag) if str(attrs["src"]).startswith(f"/media/{found}")]
+            assert "not published yet; the next refresh" in page.text
+            assert "not decoded" not in page.text
+            assert client.ask("GET", f"/media/{found}").status == 200
+
+
+def test_what_was_erased_or_deleted_is_not_given(make_workspace: Callable[..., Place]) -> None:
+    """Who kept its address gets nothing, though the file may still be there; of an erased one, not even its name."""
+    place = make_workspace("clip.mp4", "picture0.png")
+    workspace = place.open()
+    ingest(workspace)
+    erased, gone = object_id(workspace, "clip.mp4"), object_id(workspace, "picture0.png")
+    workspace.ledger.removals.erase([erased])
+    workspace.ledger.objects.retire("source", [gone], [])
+    with serving(workspace) as client:
+        assert [client.ask("GET", f"/media/{one}").status for one in (erased, gone)] == [404, 404]
+        assert "clip.mp4" not in page_of(client.ask("GET", f"/view/{erased}"), 404).text
+        page = page_of(client.ask("GET", f"/view/{gone}"))
+        assert "no longer in its source" in page.text
+        assert not page.all("img", src=f"/media/{gone}")
+
+
+def test_a_source_that_is_no_longer_watched_gives_no_bytes(place: Place, workspace: Workspace) -> None:
+    """Its objects are known and nothing of them can be read: 404, no failure of ours."""
+    known = object_id(workspace, "clip.mp4")
+    place.write_settings(("other",))
+    with serving(place.open()) as client:
+        assert client.ask("GET", f"/media/{known}").status == 404
+        page = page_of(client.ask("GET", f"/view/{known}"))
+        assert "no longer in its source" in page.text
+        assert not page.all("video")
+
+
+@pytest.mark.parametrize("what", ["first piece", "next pieces", "view", "facets"])
+def test_a_store_that_hangs_holds_up_nobody_else(
+    client: Client, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """However many players and pages wait for it, probes and events have threads."""
+    may_go, known = threading.Event(), object_id(workspace, "clip.mp4")
+    store, path = type(workspace.sources["source"]), f"/media/{known}"
+    read, count, tell = store.read_range, Facets.read, pages.describe
+
+    def read_slowly(self: Any, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
+        if (start > 0) == (what == "next pieces"):
+            may_go.wait(20)
+        return read(self, key, start, length, etag=etag)
+
+    def count_slowly(self: Facets, caller: Any) -> Any:
+        may_go.wait(20)
+        return count(self, caller)
+
+    def tell_slowly(workspace: Workspace, known: KnownObject, asked: Any) -> Any:
+        may_go.wait(20)
+        return tell(workspace, known, asked)
+
+    if what == "view":
+        path = f"/view/{known}"
+        monkeypatch.setattr(pages, "describe", tell_slowly)
+    elif what == "facets":
+        path = "/"
+        monkeypatch.setattr(Facets, "read", count_slowly)
+    else:
+        monkeypatch.setattr("mm_assets.server.media._PIECE_BYTES", 4_096)
+        monkeypatch.setattr(store, "read_range", read_slowly)
+    with ThreadPoolExecutor(60) as pool:
+        waiting = [pool.submit(client.ask, "GET", path) for _ in range(60)]
+        time.sleep(0.5)
+        started = time.monotonic()
+        assert client.ask("GET", "/healthz").status == 200
+        assert client.ask("GET", "/tables").status == 200
+        took_s = time.monotonic() - started
+        may_go.set()
+        assert {one.result().status for one in waiting} == {200}
+    assert took_s < 10
 
 
 def test_media_come_in_ranges(client: Client, workspace: Workspace, place: Place) -> None:
@@ -312,6 +456,12 @@ def test_a_scoped_key_sees_its_sources_only(place: Place, workspace: Workspace) 
             hidden = object_id(workspace, "clip.mp4")
             for path in (f"/view/{hidden}", f"/media/{hidden}"):
                 assert client.ask("GET", path, headers=headers).status == 404
+            for segment in (f"{hidden}-s000000", f"{'0' * 32}-s000000", "nobody"):
+                page = page_of(client.ask("GET", f"/?like={segment}", headers=headers), 404)
+                assert "there is no such segment" in page.text
+                assert not page.names
+            own = object_id(workspace, "picture2.png")
+            assert names(page_of(client.ask("GET", f"/?like={own}-i000000", headers=headers))) == {"picture2.png"}
     finally:
         workspace.ledger.keys.revoke("visitor")
         with workspace.ledger.keys._engine.begin() as connection:

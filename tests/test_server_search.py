@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from fakes import FakeFaces, fake_extractors, hash_vectors
 from flow_driver import ingest
@@ -20,11 +21,11 @@ from places import Place
 from server_driver import API_KEY, JSON, TOKEN, Answer, Client, serving
 from sqlalchemy import text
 
-from mm_assets.errors import ServiceError
+from mm_assets.errors import ConfigError, ServiceError
 from mm_assets.extractors.packs import Pack
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.workspace import Workspace
-from mm_assets.retrieval import Question, Retriever
+from mm_assets.retrieval import Question, Retriever, filters
 from mm_assets.retrieval.answers import Pictures
 from mm_assets.server import searching
 from mm_assets.server.access import Guard
@@ -201,6 +202,19 @@ def test_a_question_that_cannot_be_asked_is_a_400(client: Client, question: dict
     assert b"0x" not in answer.body
 
 
+@pytest.mark.parametrize("part", ["column", "op"])
+def test_a_name_without_end_costs_nothing(client: Client, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """A filter's column and comparison are never compared with others, nor told whole, where nothing is so long."""
+    given = {"column": "key", "op": "=", "value": "x"} | {part: "k" * 5_000_000}
+    answer = ask(client, text="x", filters=[given])
+    assert (answer.status, len(answer.body) < 200) == (400, True)
+    assert f"filters.0.{part}: String should have at most 64 characters" in answer.json()["detail"]
+    monkeypatch.setattr(filters, "get_close_matches", lambda *_: pytest.fail("it was compared"))
+    with pytest.raises(ConfigError, match="unknown") as raised:
+        filters.to_condition([filters.Filter(**given)])
+    assert len(str(raised.value)) < 1_000
+
+
 def test_a_picture_beyond_the_limit_is_refused(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what it would be decoded."""
     monkeypatch.setattr(searching, "_MAX_PICTURE_CHARS", 1_000)
@@ -321,6 +335,43 @@ def test_a_thumbnail_is_a_small_jpeg_that_may_be_kept(client: Client) -> None:
     again = client.ask("GET", path, headers={"If-None-Match": answer.headers["etag"]})
     assert (again.status, again.body) == (304, b"")
     assert client.ask("GET", path, headers={"If-None-Match": '"other"'}).status == 200
+
+
+def test_a_thumbnail_reads_little_of_a_film(
+    make_workspace: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many keyframes, those that lie in one group with the asked one; a segment that is none costs none."""
+    lake, object_id = make_workspace().open().lake, "ab" * 16
+    ids, jpegs = [f"{object_id}-s{n:06}" for n in range(300)], [_noise(n) for n in range(300)]
+    rows = pa.table({"segment_id": ids, "keyframe_jpeg": pa.array([*jpegs[:-1], None], pa.binary())})
+    lake.write_result("segments", "recipe", object_id, rows, {})
+    read, pictures, asked = type(lake.store).read_range, Pictures(lake, "recipe"), list[int]()
+
+    def count(self: Any, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
+        asked.append(length)
+        return read(self, key, start, length, etag=etag)
+
+    monkeypatch.setattr(type(lake.store), "read_range", count)
+    for n in (0, 63, 64, 150, 298):
+        picture = pictures.thumbnail(object_id, ids[n])
+        assert picture is not None
+        assert np.abs(_pixels(picture) - _pixels(jpegs[n])).mean() < 10
+        assert sum(asked) < sum(map(len, jpegs)) / 3
+        asked.clear()
+    assert [pictures.thumbnail(object_id, one) for one in (ids[299], f"{object_id}-s000300", "")] == [None] * 3
+    assert pictures.thumbnail("cd" * 16, ids[0]) is None
+
+
+def _noise(seed: int) -> bytes:
+    sink = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(sink, "JPEG", quality=95)
+    return sink.getvalue()
+
+
+def _pixels(jpeg: bytes) -> Any:
+    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+        return np.asarray(image.convert("L"), dtype=float)
 
 
 @pytest.mark.parametrize("tail", ["s999999", "s0", "s000000%0d%0ax", "x", "s000000/../x"])
@@ -481,6 +532,9 @@ def test_a_key_for_a_source_sees_only_this(client: Client, opened: Workspace) ->
         assert client.ask("GET", f"/segments/{segments[object_id]}/thumbnail", headers=headers).status == status
         assert client.ask("POST", f"/tasks/{object_id}/retry", headers=headers).status == status
         assert ask(client, headers, like=segments[object_id]).status == status
+    for segment in (segments[theirs], f"{'0' * 32}-s000000", "nobody"):
+        answer = ask(client, headers, like=segment)
+        assert (answer.status, answer.json()) == (404, {"detail": "there is no such segment"})
     assert client.ask("POST", "/objects/source/a.jpg", b"x", headers).status == 404
     assert client.ask("POST", "/objects/other/a.jpg", b"x", headers).status == 403  # there, and takes no uploads
     assert client.ask("GET", "/metrics", headers=headers).status == 403
@@ -608,4 +662,4 @@ def test_the_page_is_text_alone(client: Client) -> None:
     assert "<script" not in page
     assert "src=" not in page
     assert all(f"<code>{word}</code>" in page for word in ("POST /search", "GET /tables", "text", "object_id", "key"))
-    assert [client.ask("GET", path).status for path in ("/redoc", "/", "/docs/oauth2-redirect")] == [404] * 3
+    assert [client.ask("GET", path).status for path in ("/redoc", "/docs/oauth2-redirect")] == [404] * 2

@@ -11,9 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from mm_assets.buckets.base import ObjectNotFoundError
-from mm_assets.lake import Lake
+from mm_assets.lake import Lake, RangeFile
 from mm_assets.retrieval.fusing import Evidence, Fused
 from mm_assets.texts import mark_words, words_of
 
@@ -62,11 +63,30 @@ class Pictures:
         """Return the keyframe of a segment as a JPEG whose longer side is ``side_px`` at most."""
         key = self.lake.result_key("segments", self.recipe, object_id)
         try:
-            rows = self.lake.read_columns(key, ["segment_id", "keyframe_jpeg"])
+            with RangeFile(self.lake.store, key) as file:
+                found = _read_keyframe(pq.ParquetFile(file), segment_id)
         except ObjectNotFoundError:
             return None
-        found = rows.filter(pc.equal(rows["segment_id"], segment_id))["keyframe_jpeg"].to_pylist()
-        return _shrink(found[0], side_px) if found and found[0] else None
+        return _shrink(found, side_px) if found else None
+
+
+def _read_keyframe(file: pq.ParquetFile, segment_id: str) -> bytes | None:
+    """Read the group of rows that has a segment, and the ids of those that may have it; a film has many more."""
+    for group in range(file.num_row_groups):
+        if not _may_hold(file.metadata.row_group(group), segment_id):
+            continue
+        place = pc.index(file.read_row_group(group, ["segment_id"])["segment_id"], segment_id).as_py()
+        if place >= 0:
+            picture: bytes | None = file.read_row_group(group, ["keyframe_jpeg"])["keyframe_jpeg"][place].as_py()
+            return picture
+    return None
+
+
+def _may_hold(group: pq.RowGroupMetaData, segment_id: str) -> bool:
+    """Whether the footer leaves it open that a segment is in a group of rows; True where it says nothing."""
+    columns = (group.column(n) for n in range(group.num_columns))
+    known = next((column.statistics for column in columns if column.path_in_schema == "segment_id"), None)
+    return known is None or not known.has_min_max or bool(known.min <= segment_id <= known.max)
 
 
 def to_rows(moments: Sequence[Fused], link: Link | None, pictures: Pictures | None) -> pa.Table:

@@ -25,6 +25,7 @@ _COMPARISONS = ("=", "!=", "<", "<=", ">", ">=")
 _OF_TEXTS = ("contains", "starts_with")  # functions of DuckDB
 _NULLS = {"is_null": "IS NULL", "not_null": "IS NOT NULL"}
 OPERATORS = (*_COMPARISONS, "in", *_OF_TEXTS, *_NULLS)
+MAX_WORD = 64  # characters of a name of a column or comparison
 _MOST_VALUES = 500
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SEGMENTS = TABLES["segments"]
@@ -86,15 +87,15 @@ def _compare_column(given: Filter, column: Column) -> str:
         return f'{given.op}("{column.name}", {_literal(given, column, given.value)})'
     if given.op in _COMPARISONS:
         return f'"{column.name}" {given.op} {_literal(given, column, given.value)}'
-    raise _refusal(given, f"unknown comparison {given.op!r}; there are {', '.join(OPERATORS)}")
+    raise _refusal(given, f"unknown comparison {given.op[:MAX_WORD]!r}; there are {', '.join(OPERATORS)}")
 
 
 def _find_column(name: str) -> Column:
     if name in COLUMNS:
         return COLUMNS[name]
-    near = get_close_matches(name, COLUMNS, 2, 0.6)
+    near = get_close_matches(name, COLUMNS, 2, 0.6) if len(name) <= MAX_WORD else []  # it takes longer for longer ones
     meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COLUMNS)}"
-    msg = f"unknown column {name[:63]!r}; {meant}"
+    msg = f"unknown column {name[:MAX_WORD]!r}; {meant}"
     raise ConfigError(msg)
 
 

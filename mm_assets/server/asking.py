@@ -15,6 +15,7 @@ from mm_assets.retrieval import Question
 from mm_assets.retrieval.filters import Filter, to_condition
 from mm_assets.server.searching import MAX_PICTURE_BYTES
 
+MAX_FORM_BYTES = 2 * MAX_PICTURE_BYTES + 1_000_000
 FACETS = ("media_kind", "bucket", "tag", "label")  # names of fields, and columns of filters
 _ANSWERS = 24
 _WORDS = ("text", "said", "shown", "like")

@@ -13,6 +13,7 @@ from mm_assets.ledger import KnownObject
 from mm_assets.retrieval import NothingPublishedError, open_tables
 from mm_assets.retrieval.filters import Filter, to_condition
 from mm_assets.server.access import Caller
+from mm_assets.server.media import shown_type
 
 _FACET_VALUES = 30
 # Name of the field, which is the column that is counted → title and table.
@@ -71,7 +72,9 @@ def describe(workspace: Workspace, known: KnownObject, asked: Mapping[str, str])
     found: dict[str, list[dict[str, Any]]] = story["found"]
     return {
         "object": story["object"],
-        "kind": _kind(story["segments"]),
+        "kind": _kind(story["segments"]) or ("" if story["is_published"] else _guess_kind(known.version.key)),
+        "is_playable": is_playable(workspace, known),
+        "is_published": story["is_published"],
         "at_s": _seconds(asked.get("t", "")),
         "segment_id": asked.get("segment", ""),
         "page_number": next((s["page_number"] for s in segments if s["segment_id"] == asked.get("segment")), None),
@@ -84,6 +87,16 @@ def describe(workspace: Workspace, known: KnownObject, asked: Mapping[str, str])
         "n_faces": len(found.get("faces", [])),
         "steps": story["steps"],
     }
+
+
+def is_playable(workspace: Workspace, known: KnownObject) -> bool:
+    """Whether an object version's bytes are still to be had."""
+    return known.state == "live" and known.version.alias in workspace.sources
+
+
+def _guess_kind(key: str) -> str:
+    start = (shown_type(key) or "").partition("/")[0]
+    return "document" if start == "application" else start
 
 
 def _kind(segments: Sequence[Row]) -> str:

@@ -8,9 +8,12 @@ is a download, and no script of an object runs in this site.
 
 import mimetypes
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import HTTPException
 from fastapi.responses import StreamingResponse
 
@@ -61,8 +64,20 @@ def parse_range(header: str | None, size: int) -> Span:
     return Span(start, stop, size)
 
 
-def stream(store: Store, known: KnownObject, range_header: str | None) -> StreamingResponse:
+def shown_type(key: str) -> str | None:
+    """Return the media type that a key's ending means; None for what a browser may not show."""
+    kind, _ = mimetypes.guess_type(key)
+    return kind if kind is not None and _SHOWN.fullmatch(kind) else None
+
+
+async def stream(
+    store: Store, known: KnownObject, range_header: str | None, readers: CapacityLimiter
+) -> StreamingResponse:
     """Answer with the bytes of an object version, read as the player takes them.
+
+    Parameters
+    ----------
+    readers : threads that wait for the store
 
     Raises
     ------
@@ -70,36 +85,44 @@ def stream(store: Store, known: KnownObject, range_header: str | None) -> Stream
         404 when it is gone from its source, 409 when another version took its place, 416 as ``parse_range``.
     """
     span = parse_range(range_header, known.size_bytes)
-    pieces = _pieces(store, known, span)
-    first = _first(pieces)  # what is wrong is told with a status, which goes before the body
-    kind, _ = mimetypes.guess_type(known.version.key)
+    pieces = _pieces(store, known, span, readers)
+    first = await _first(pieces)  # what is wrong is told with a status, which goes before the body
+    kind = shown_type(known.version.key)
     headers = _SAFE | {"Content-Length": str(span.stop - span.start), "ETag": f'"{known.object_id}"'}
     if not span.is_whole:
         headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{span.size}"
-    if kind is None or not _SHOWN.fullmatch(kind):
+    if kind is None:
         kind, headers["Content-Disposition"] = "application/octet-stream", "attachment"
     return StreamingResponse(_chained(first, pieces), 200 if span.is_whole else 206, headers, kind)
 
 
-def _pieces(store: Store, known: KnownObject, span: Span) -> Iterator[bytes]:
-    at = span.start
+async def _pieces(
+    store: Store, known: KnownObject, span: Span, readers: CapacityLimiter
+) -> AsyncGenerator[bytes, None]:
+    version, at = known.version, span.start
+
+    def read() -> bytes:
+        return store.read_range(version.key, at, min(_PIECE_BYTES, span.stop - at), etag=version.etag)
+
     while at < span.stop:
-        piece = store.read_range(known.version.key, at, min(_PIECE_BYTES, span.stop - at), etag=known.version.etag)
+        piece = await run_sync(read, limiter=readers)
         if not piece:
             return
         yield piece
         at += len(piece)
 
 
-def _first(pieces: Iterator[bytes]) -> bytes:
+async def _first(pieces: AsyncGenerator[bytes, None]) -> bytes:
     try:
-        return next(pieces, b"")
+        return await anext(pieces, b"")
     except ObjectNotFoundError:
         raise HTTPException(404, "the object is no longer in its source") from None
     except ObjectChangedError:
         raise HTTPException(409, "another version of the object took its place in the source") from None
 
 
-def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
+async def _chained(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(rest):
+        yield first
+        async for piece in rest:
+            yield piece

@@ -7,9 +7,12 @@ Everything works without a script; what a script adds (dropping a picture, jumpi
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
@@ -17,50 +20,55 @@ from fastapi.responses import RedirectResponse, Response
 from mm_assets.errors import ConfigError
 from mm_assets.flows.workspace import Workspace
 from mm_assets.server.access import COOKIE, Admit, Caller, Guard
-from mm_assets.server.asking import Asked, read_form, read_pictures
-from mm_assets.server.describing import Facets, describe
+from mm_assets.server.asking import MAX_FORM_BYTES, Asked, read_form, read_pictures
+from mm_assets.server.describing import Facets, describe, is_playable
 from mm_assets.server.media import stream
 from mm_assets.server.objects import find_object
+from mm_assets.server.reading import open_form, promised_bytes
 from mm_assets.server.rendering import render
-from mm_assets.server.searching import Desk
+from mm_assets.server.searching import READ_WITHIN_S, Desk, check_like
 
 _FOLDER = Path(__file__).parent / "static"
 _FILES = {"page.css": "text/css", "page.js": "text/javascript"}
 _KEPT = {"X-Content-Type-Options": "nosniff", "Cache-Control": "max-age=3600"}
+_READERS = 16  # threads of their own for the lake, and for the sources: one that hangs holds up no event and no probe
+_MAX_KEY_BYTES = 4_096  # of the form of a key
+_KEY_WITHIN_S = 10.0
 
 
 def build_pages(workspace: Workspace, guard: Guard, desk: Desk) -> APIRouter:
     """Build the routes."""
     router = APIRouter(include_in_schema=False)
     may_search, may_read = _or_sign_in(guard.requires("search")), _or_sign_in(guard.requires("read"))
-    facets = Facets(workspace)
+    readers, players = CapacityLimiter(_READERS), CapacityLimiter(_READERS)
+    answers = _Answers(workspace, desk, Facets(workspace), readers)
 
     @router.get("/")
     async def search(request: Request, caller: Annotated[Caller, Depends(may_search)]) -> Response:
         """Show the form, and the answers to what its address holds."""
-        return await _answer(request, read_form(request.query_params), caller, desk, facets)
+        return await answers.page(request, read_form(request.query_params), caller)
 
     @router.post("/")
     async def search_by_picture(request: Request, caller: Annotated[Caller, Depends(may_search)]) -> Response:
         """Answer a form with a picture."""
-        async with request.form(max_files=2, max_fields=200, max_part_size=100_000) as form:
-            asked = await read_pictures(form)
-        return await _answer(request, asked, caller, desk, facets)
+        limits = {"max_files": 2, "max_fields": 200, "max_part_size": 100_000}
+        with desk.room.taken(min(MAX_FORM_BYTES, promised_bytes(request, MAX_FORM_BYTES))):
+            async with open_form(request, MAX_FORM_BYTES, READ_WITHIN_S, **limits) as form:
+                asked = await read_pictures(form)
+            return await answers.page(request, asked, caller)
 
     @router.get("/view/{object_id}")
-    def view(request: Request, object_id: str, caller: Annotated[Caller, Depends(may_read)]) -> Response:
+    async def view(request: Request, object_id: str, caller: Annotated[Caller, Depends(may_read)]) -> Response:
         """Show one object."""
-        try:
-            known = find_object(workspace, object_id, caller)
-        except HTTPException as error:
-            return render(request, "missing.html", {}, error.status_code)
-        return render(request, "object.html", describe(workspace, known, request.query_params))
+        return await run_sync(_view, workspace, request, object_id, caller, limiter=readers)
 
     @router.get("/media/{object_id}")
-    def media(request: Request, object_id: str, caller: Annotated[Caller, Depends(may_read)]) -> Response:
-        """Give an object's bytes."""
-        known = find_object(workspace, object_id, caller)
-        return stream(workspace.sources[known.version.alias], known, request.headers.get("range"))
+    async def media(request: Request, object_id: str, caller: Annotated[Caller, Depends(may_read)]) -> Response:
+        """Give an object's bytes, while it is in its source and the source is in the settings."""
+        known = await run_in_threadpool(find_object, workspace, object_id, caller)
+        if not is_playable(workspace, known):
+            raise HTTPException(404, "the object is no longer in its source")
+        return await stream(workspace.sources[known.version.alias], known, request.headers.get("range"), players)
 
     @router.get("/static/{name}")
     def static(name: str) -> Response:
@@ -72,20 +80,46 @@ def build_pages(workspace: Workspace, guard: Guard, desk: Desk) -> APIRouter:
     return router
 
 
-async def _answer(request: Request, asked: Asked, caller: Caller, desk: Desk, facets: Facets) -> Response:
-    shown: dict[str, Any] = {"asked": asked, "moments": None, "notes": (), "error": "", "took_ms": 0}
-    started, status = time.monotonic(), 200
+@dataclass(frozen=True)
+class _Answers:
+    """The page of answers.
+
+    Attributes
+    ----------
+    readers : threads that wait for the lake
+    """
+
+    workspace: Workspace
+    desk: Desk
+    facets: Facets
+    readers: CapacityLimiter
+
+    async def page(self, request: Request, asked: Asked, caller: Caller) -> Response:
+        """Return the form, and below it the answers or what is wrong with the question."""
+        shown: dict[str, Any] = {"asked": asked, "moments": None, "notes": (), "error": "", "took_ms": 0}
+        started, status = time.monotonic(), 200
+        try:
+            if asked.is_question:
+                await run_in_threadpool(check_like, self.workspace, asked.like, caller)
+                found = await self.desk.ask(asked.to_question(caller.sources))
+                shown |= {"moments": found.rows.to_pylist(), "notes": found.notes}
+                shown["took_ms"] = round((time.monotonic() - started) * 1_000)
+        except ConfigError as error:
+            shown["error"], status = str(error), 400
+        except HTTPException as error:
+            shown["error"], status = str(error.detail), error.status_code
+        shown["facets"] = await run_sync(self.facets.read, caller, limiter=self.readers)
+        return render(request, "search.html", shown, status)
+
+
+def _view(workspace: Workspace, request: Request, object_id: str, caller: Caller) -> Response:
     try:
-        if asked.is_question:
-            found = await desk.ask(asked.to_question(caller.sources))
-            shown |= {"moments": found.rows.to_pylist(), "notes": found.notes}
-            shown["took_ms"] = round((time.monotonic() - started) * 1_000)
-    except ConfigError as error:
-        shown["error"], status = str(error), 400
+        known = find_object(workspace, object_id, caller)
     except HTTPException as error:
-        shown["error"], status = str(error.detail), error.status_code
-    shown["facets"] = await run_in_threadpool(facets.read, caller)
-    return render(request, "search.html", shown, status)
+        return render(request, "missing.html", {}, error.status_code)
+    if known.state == "erased":
+        return render(request, "missing.html", {}, 404)
+    return render(request, "object.html", describe(workspace, known, request.query_params))
 
 
 def build_sign_in(guard: Guard) -> APIRouter:
@@ -100,7 +134,8 @@ def build_sign_in(guard: Guard) -> APIRouter:
     @router.post("/login")
     async def sign_in(request: Request) -> Response:
         """Keep a good key in a cookie that no script reads and no other site sends."""
-        async with request.form(max_files=0, max_fields=1, max_part_size=1_000) as given:
+        limits = {"max_files": 0, "max_fields": 1, "max_part_size": 1_000}
+        async with open_form(request, _MAX_KEY_BYTES, _KEY_WITHIN_S, **limits) as given:
             key = str(given.get("key", "")).strip()
         if await run_in_threadpool(guard.find, f"Bearer {key}") is None:
             return render(request, "login.html", {"error": "This is no key, or it was revoked."}, 401)

@@ -6,15 +6,18 @@ Put here: limits on what comes in. Keep out: what it means.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from fastapi import Request
+from starlette.datastructures import FormData
+from starlette.types import Message
 
 from mm_assets.errors import ServiceError
 from mm_assets.events.base import DeliveryRefusedError
 
 _STALLED_AFTER_S = 30.0
+_PARSED_BYTES = 65_536  # of a form at once; between them others have their turn
 _MIN_BYTES_PER_S = 4_096  # on average; a link that is slower than an old modem only holds a place
 
 
@@ -48,6 +51,35 @@ async def read_pieces(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
         if n_bytes > max_bytes:
             raise _too_large(max_bytes)
         yield piece
+
+
+@asynccontextmanager
+async def open_form(
+    request: Request, max_bytes: int, within_s: float, *, max_files: int, max_fields: int, max_part_size: int
+) -> AsyncIterator[FormData]:
+    """Give the fields of a form whose body came whole, until the block ends.
+
+    Starlette's own reading waits for ever and keeps whatever comes in files; so it gets a body that is here.
+
+    Raises
+    ------
+    DeliveryRefusedError
+        As of ``read_body``.
+    HTTPException
+        400 where it is no form, or has more fields or longer ones.
+    """
+    body = memoryview(await read_body(request, max_bytes, within_s))
+    at = 0
+
+    async def receive() -> Message:
+        nonlocal at
+        await asyncio.sleep(0)
+        piece, at = bytes(body[at : at + _PARSED_BYTES]), at + _PARSED_BYTES
+        return {"type": "http.request", "body": piece, "more_body": at < len(body)}
+
+    whole = Request(request.scope, receive)
+    async with whole.form(max_files=max_files, max_fields=max_fields, max_part_size=max_part_size) as form:
+        yield form
 
 
 @dataclass(frozen=True, slots=True)

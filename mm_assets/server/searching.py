@@ -21,7 +21,7 @@ from mm_assets.errors import ConfigError, ServiceError
 from mm_assets.flows.workspace import Workspace
 from mm_assets.resources.readers import open_retriever
 from mm_assets.retrieval import Answer, NothingPublishedError, Question, Retriever
-from mm_assets.retrieval.filters import OPERATORS, Filter, to_condition
+from mm_assets.retrieval.filters import MAX_WORD, OPERATORS, Filter, to_condition
 from mm_assets.server.access import Caller, Guard
 from mm_assets.server.objects import find_object
 from mm_assets.server.reading import Room, promised_bytes, read_body
@@ -30,7 +30,7 @@ from mm_assets.settings import Settings
 MAX_PICTURE_BYTES = 10_000_000
 _MAX_PICTURE_CHARS = 4 * -(-MAX_PICTURE_BYTES // 3)  # in base64
 _MAX_BODY_BYTES = 2 * _MAX_PICTURE_CHARS + 1_000_000
-_READ_WITHIN_S = 60.0
+READ_WITHIN_S = 60.0
 _ANSWER_WITHIN_S = 30.0
 _AT_ONCE = 32  # questions that are read, wait or are answered
 _HELD_BYTES = 4 * _MAX_BODY_BYTES
@@ -46,8 +46,11 @@ class _Part(BaseModel):
 class GivenFilter(_Part):
     """A comparison of a column of `moments` with a value; null passes only is_null."""
 
-    column: str = Field(description="e.g. media_kind, duration_s, key, modified_at; bucket is the alias of a source")
-    op: str = Field(json_schema_extra={"enum": [*OPERATORS]})
+    column: str = Field(
+        max_length=MAX_WORD,
+        description="e.g. media_kind, duration_s, key, modified_at; bucket is the alias of a source",
+    )
+    op: str = Field(max_length=MAX_WORD, json_schema_extra={"enum": [*OPERATORS]})
     value: Any = Field(None, description="as the column has it; a time as ISO 8601; a list for `in`; none for is_null")
 
 
@@ -113,15 +116,15 @@ class Found(_Part):
 
 def build_search(workspace: Workspace, guard: Guard, desk: "Desk") -> APIRouter:
     """Build the route."""
-    router, room = APIRouter(), Room(_AT_ONCE, _HELD_BYTES)
+    router = APIRouter()
 
     @router.post("/search")
     async def search(request: Request, caller: Annotated[Caller, Depends(guard.requires("search"))]) -> Found:
         """Find moments: what looks like a text or a picture, who is on it, what is said or shown."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise HTTPException(415, "a question is sent as application/json")
-        with room.taken(min(_MAX_BODY_BYTES, promised_bytes(request, _MAX_BODY_BYTES))):
-            sent = await read_body(request, _MAX_BODY_BYTES, _READ_WITHIN_S)
+        with desk.room.taken(min(_MAX_BODY_BYTES, promised_bytes(request, _MAX_BODY_BYTES))):
+            sent = await read_body(request, _MAX_BODY_BYTES, READ_WITHIN_S)
             question = await run_in_threadpool(read_question, workspace, sent, caller)
             return to_found(await desk.ask(question))
 
@@ -132,13 +135,22 @@ def read_question(workspace: Workspace, body: bytes, caller: Caller) -> Question
     """Return the question that a caller may ask; raises HTTPException (400, 404)."""
     try:
         given = GivenQuestion.model_validate_json(body)
-        if given.like and caller.sources:
-            find_object(workspace, given.like.partition("-")[0], caller)
+        check_like(workspace, given.like, caller)
         return _to_question(given, caller)
     except ValidationError as error:
         raise HTTPException(400, "; ".join(_explain(error))) from None
     except ConfigError as error:
         raise HTTPException(400, str(error)) from None
+
+
+def check_like(workspace: Workspace, segment_id: str, caller: Caller) -> None:
+    """Refuse a segment of a source that is not the caller's, as one that nobody knows; raises HTTPException (404)."""
+    if not segment_id or not caller.sources:
+        return
+    try:
+        find_object(workspace, segment_id.partition("-")[0], caller)
+    except HTTPException:
+        raise HTTPException(404, "there is no such segment") from None
 
 
 def _explain(error: ValidationError) -> list[str]:
@@ -173,9 +185,15 @@ def _decode(name: str, text: str | None) -> bytes | None:
 
 
 class Desk:
-    """Where questions are asked: it opens search at the first one, and answers them one after the other."""
+    """Where questions are asked: it opens search at the first one, and answers them one after the other.
+
+    Attributes
+    ----------
+    room : for the bodies of questions, however they are sent
+    """
 
     def __init__(self, settings: Settings) -> None:
+        self.room = Room(_AT_ONCE, _HELD_BYTES)
         self._settings = settings
         self._retriever: Retriever | None = None
         self._thread = ThreadPoolExecutor(1, "search")

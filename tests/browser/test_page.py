@@ -3,8 +3,10 @@
 Run by ``make browser``, which installs Chromium. Accessibility is judged by axe-core.
 """
 
+import io
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fakes import fake_extractors
 from flow_driver import ingest
+from media_factory import write_pdf
+from PIL import Image
 from places import Place
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from server_driver import API_KEY, Client, serving
@@ -43,6 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, media: Path) -> Iterator[Pla
     place = Place(tmp_path_factory.mktemp("browser"), media)
     place.write_settings()
     place.add("picture0.png", "picture1.png", "picture2.png", "clip.mp4", "sound.wav", "broken.png")
+    write_pdf(place.source / "pages.pdf", ["the first page", "the second page"])
     ingest(place.open())
     yield place
     place.drop_databases()
@@ -134,7 +139,7 @@ def test_words_lead_to_moments(page: Page) -> None:
     page.keyboard.press("Enter")
     page.wait_for_selector("ol.grid img")
     assert page.locator("ol.grid > li").count() >= 4
-    assert page.evaluate("[...document.querySelectorAll('ol.grid img')].slice(0, 2).every(i => i.complete)")
+    page.wait_for_function("[...document.querySelectorAll('ol.grid img')].slice(0, 2).every(i => i.complete)")
     require_accessible(page)
     assert visible(page) - reached_by_tab(page) == set()
 
@@ -191,6 +196,30 @@ def test_what_was_not_decoded_says_why(page: Page, place: Place) -> None:
     page.goto(f"/view/{broken.object_id}")
     assert page.get_by_text("corrupt").count() >= 1
     require_accessible(page)
+
+
+def test_a_document_is_read_here(browser: Browser, place: Place, client: Client) -> None:
+    """The browser's own viewer opens it at its page, in spite of the sandbox; it is no download."""
+    [known] = place.open().ledger.objects.find("pages.pdf")
+    context = browser.new_context(viewport=DESKTOP, base_url=f"http://127.0.0.1:{client.port}")
+    page, told = context.new_page(), []
+    page.on("download", lambda download: told.append(download.url))
+    page.goto(f"/view/{known.object_id}?segment={known.object_id}-p000001")
+    page.get_by_role("link", name="Open the document").click()
+    page.wait_for_url(f"**/media/{known.object_id}**")
+    started = time.monotonic()
+    while not _is_paper_shown(page):
+        assert time.monotonic() - started < 20, [frame.url for frame in page.frames]
+        page.wait_for_timeout(200)
+    shot(page, "document")
+    assert told == []
+    context.close()
+
+
+def _is_paper_shown(page: Page) -> bool:
+    """Whether much of the window is white; the viewer itself is dark, and tells a program nothing."""
+    with Image.open(io.BytesIO(page.screenshot())) as image:
+        return sum(image.convert("L").histogram()[250:]) > image.width * image.height / 10
 
 
 def test_own_assets_are_light(page: Page) -> None:

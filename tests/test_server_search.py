@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fakes import FakeFaces, fake_extractors, hash_vectors
+from fastapi import HTTPException, Request
 from flow_driver import ingest
 from PIL import Image
 from places import Place
@@ -454,6 +455,22 @@ def test_two_answers_to_where_from_are_none(client: Client) -> None:
     assert client.send(head + b"Sec-Fetch-Site: cross-site\r\n\r\n").startswith(b"HTTP/1.1 403")
 
 
+@pytest.mark.parametrize(
+    ("address", "may"), [("127.0.0.1", True), ("::1", True), ("192.168.1.2", False), ("/a.sock", False)]
+)
+def test_the_connection_itself_must_be_loopback(opened: Workspace, address: str, *, may: bool) -> None:
+    """Whatever `Host` says, where a server listens on more."""
+    scope = {
+        "type": "http",
+        "headers": [(b"host", b"localhost")],
+        "server": (address, 8787),
+        "client": ("127.0.0.1", 1),
+    }
+    admit = Guard(opened).requires("read")
+    with nullcontext() if may else pytest.raises(HTTPException, match="only this machine"):
+        assert admit(Request(scope), None).rights == ("search", "read")
+
+
 # -- with keys ---------------------------------------------------------------------------------------------------------
 
 
@@ -550,7 +567,8 @@ def test_events_are_taken_with_a_key(client: Client, opened: Workspace) -> None:
     key = opened.ledger.keys.add("minio", ["events"])
     assert receivers_on(events, guard) == {"/events/b2": False, "/events/tigris": True, "/events/s3": True}
     assert client.ask("POST", "/events/s3", body, bearer(key)).json() == {"accepted": 0, "ignored": 0}
-    assert client.ask("POST", "/events/s3", body, bearer(TOKEN)).status == 401
+    for other in (TOKEN, opened.ledger.keys.add("reader", ["read"])):
+        assert client.ask("POST", "/events/s3", body, bearer(other)).status == 401
     opened.ledger.keys.revoke("minio")
     assert client.ask("POST", "/events/s3", body, bearer(key)).status == 403
 

@@ -4,6 +4,7 @@ Put here: name → object in memory. Keep out: building them (refreshing does) a
 """
 
 import io
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,11 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm_assets.anomalies import Baseline
+from mm_assets.buckets.base import ObjectNotFoundError
 from mm_assets.clustering import ClusterModel
 from mm_assets.flows.workspace import Workspace
 from mm_assets.spaces import ALL_SPACES, SPACES
 from mm_assets.tagging import FrozenTaxonomy
 
+_LOG = logging.getLogger(__name__)
 TAXONOMY = "taxonomies/visual"
 CLUSTERS = "clusters/visual"
 BASELINE = "baselines/visual"
@@ -57,5 +60,9 @@ def _load_table(workspace: Workspace, name: str, recipe: str) -> pa.Table | None
     manifest = workspace.ledger.catalog.generation(name)
     if manifest is None or recipe not in manifest["recipes"]:
         return None
-    data = workspace.lake.read_generation(name, manifest["generation"], "model.parquet")
+    try:
+        data = workspace.lake.read_generation(name, manifest["generation"], "model.parquet")
+    except ObjectNotFoundError as error:  # a ledger from a backup names what is gone; the next refresh builds it anew
+        _LOG.warning("nothing is judged against %s until the next refresh: %s", name, error)
+        return None
     return pq.read_table(io.BytesIO(data))

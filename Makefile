@@ -65,7 +65,7 @@ postgres-test: $(STAMP) server-programs  ## the tests with the ledger on a real 
 
 notebook: $(STAMP) programs  ## execute notebooks/search.ipynb on the demo's lake; the copy with pictures is docs/notebook/
 	@test -f $(DEMO_OUT)/mm_assets.yaml || $(BIN)/mm demo --out $(DEMO_OUT)
-	MM_ASSETS_CONFIG=$(abspath $(DEMO_OUT))/mm_assets.yaml $(BIN)/jupyter-nbconvert --log-level ERROR --execute \
+	PYTHONWARNINGS=ignore MM_ASSETS_CONFIG=$(abspath $(DEMO_OUT))/mm_assets.yaml $(BIN)/jupyter-nbconvert --log-level ERROR --execute \
 		--NbConvertBase.display_data_priority "['text/html', 'image/jpeg', 'image/png', 'text/plain']" \
 		--to markdown --output-dir docs/notebook notebooks/search.ipynb
 	@for file in docs/notebook/search_files/*; do grep -q "$$(basename $$file)" docs/notebook/search.md || rm "$$file"; done

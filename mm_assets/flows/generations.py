@@ -4,7 +4,6 @@ Put here: name → object in memory. Keep out: building them (refreshing does) a
 """
 
 import io
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,13 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mm_assets.anomalies import Baseline
-from mm_assets.buckets.base import ObjectNotFoundError
 from mm_assets.clustering import ClusterModel
 from mm_assets.flows.workspace import Workspace
 from mm_assets.spaces import ALL_SPACES, SPACES
 from mm_assets.tagging import FrozenTaxonomy
 
-_LOG = logging.getLogger(__name__)
 TAXONOMY = "taxonomies/visual"
 CLUSTERS = "clusters/visual"
 BASELINE = "baselines/visual"
@@ -45,7 +42,13 @@ class Frozen:
 
 
 def load_frozen(workspace: Workspace, recipe: str) -> Frozen:
-    """Load what vectors of this recipe can be judged against; what was made of another model's vectors is left out."""
+    """Load what vectors of this recipe can be judged against; what was made of another model's vectors is left out.
+
+    Raises
+    ------
+    ObjectNotFoundError
+        The lake has no such build: it is damaged, or the ledger is from a backup.
+    """
     tables = {name: _load_table(workspace, name, recipe) for name in (TAXONOMY, CLUSTERS, BASELINE)}
     manifests = workspace.ledger.catalog.generations()
     return Frozen(
@@ -60,9 +63,5 @@ def _load_table(workspace: Workspace, name: str, recipe: str) -> pa.Table | None
     manifest = workspace.ledger.catalog.generation(name)
     if manifest is None or recipe not in manifest["recipes"]:
         return None
-    try:
-        data = workspace.lake.read_generation(name, manifest["generation"], "model.parquet")
-    except ObjectNotFoundError as error:  # a ledger from a backup names what is gone; the next refresh builds it anew
-        _LOG.warning("nothing is judged against %s until the next refresh: %s", name, error)
-        return None
+    data = workspace.lake.read_generation(name, manifest["generation"], "model.parquet")
     return pq.read_table(io.BytesIO(data))

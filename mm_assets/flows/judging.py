@@ -4,16 +4,19 @@ Put here: vectors → rows of tags, cluster assignments and anomaly scores, on a
 Keep out: building the generations.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mm_assets.buckets.base import ObjectNotFoundError
 from mm_assets.flows.generations import BASELINE, CLUSTERS, TAXONOMY, Frozen, load_frozen
 from mm_assets.flows.workspace import Workspace
 from mm_assets.schemas import TABLES
 from mm_assets.vectors import Floats, from_arrow
 
+_LOG = logging.getLogger(__name__)
 _IDS = ("object_id", "bucket", "key", "etag", "segment_id", "start_s", "end_s", "page_number")
 
 
@@ -33,9 +36,13 @@ class Judge:
         tables = [table for table in vectors.values() if table.num_rows]
         if not tables:
             return {}
-        frozen = self._frozen = self._frozen or load_frozen(
-            self._workspace, self._workspace.recipes["visual_embeddings"]
-        )
+        try:
+            frozen = self._frozen = self._frozen or load_frozen(
+                self._workspace, self._workspace.recipes["visual_embeddings"]
+            )
+        except ObjectNotFoundError as error:  # results do not wait for what a publish derives again, or fails by
+            _LOG.warning("nothing is judged on arrival: %s", error)
+            return {}
         judged = judge_vectors(frozen, pa.concat_tables(tables), self._workspace)
         for judgement, rows in judged.items():
             if rows.num_rows:

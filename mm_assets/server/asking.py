@@ -13,10 +13,10 @@ from starlette.datastructures import FormData, UploadFile
 from mm_assets.errors import ConfigError
 from mm_assets.retrieval import Question
 from mm_assets.retrieval.filters import Filter, to_condition
+from mm_assets.server.describing import FACETS
 from mm_assets.server.searching import MAX_PICTURE_BYTES
 
 MAX_FORM_BYTES = 2 * MAX_PICTURE_BYTES + 1_000_000
-FACETS = ("media_kind", "bucket", "tag", "label")  # names of fields, and columns of filters
 _ANSWERS = 24
 _WORDS = ("text", "said", "shown", "like")
 _NARROWING = ("min_s", "max_s", "group_by", "collapse")

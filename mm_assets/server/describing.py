@@ -16,8 +16,8 @@ from mm_assets.server.access import Caller
 from mm_assets.server.media import shown_type
 
 _FACET_VALUES = 30
-# Name of the field, which is the column that is counted → title and table.
-_FACETS = {
+# Name of the field, which is the column of the filter and is counted → title and table.
+FACETS = {
     "media_kind": ("Kind", "raw_objects"),
     "bucket": ("Source", "raw_objects"),
     "tag": ("Tag", "tags"),
@@ -50,7 +50,7 @@ class Facets:
         with connection:
             views = {name for (name,) in connection.execute("SHOW TABLES").fetchall()}
             found = []
-            for name, (title, table) in _FACETS.items():
+            for name, (title, table) in FACETS.items():
                 query = (
                     f"SELECT {name}, count(DISTINCT object_id) AS n FROM {table} WHERE {within} GROUP BY {name} "  # noqa: S608  constants
                     f"ORDER BY n DESC, {name} LIMIT {_FACET_VALUES}"

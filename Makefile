@@ -10,6 +10,9 @@ FAULTS := $(BIN)/python -m pytest -n 6 --dist worksteal tests/faults
 APART := --ignore tests/faults --ignore tests/soak --ignore tests/browser
 SOAK ?= --seconds 600 --objects 10000
 
+# Commands and tests start hundreds of processes, which would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test notebook browser browser-programs check faults mutations soak postgres-test dev lock clean programs test-programs server-programs
 

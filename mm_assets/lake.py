@@ -32,6 +32,7 @@ from mm_assets.schemas import Table, check_schema
 PROVENANCE = b"mm_assets"
 JUDGEMENTS, ARRIVALS = "judgements/", "arrivals/"  # of batches, until a publish shows the same rows
 _READ_THREADS = 8
+_TAIL_BYTES = 1 << 16  # what readers of Parquet ask for first
 _ROWS_PER_GROUP = 64  # results hold images: a small group keeps readers' memory flat
 _SHARD_KEY = re.compile(r"tables/(?P<table>[^/]+)/shard=(?P<shard>\d{1,9})/part-0\.parquet")
 _RESULT_KEY = re.compile(r"results/(?P<step>[^/]+)/(?P<recipe>[^/]+)/[0-9a-f]{2}/(?P<object_id>[0-9a-f]{32})\.parquet")
@@ -313,18 +314,18 @@ class RangeFile(io.RawIOBase):
     """A stored object as a seekable file that fetches only what is asked for.
 
     Parquet keeps its index at the end and its columns apart, so the few small columns of a file full of images
-    cost a few small reads.
+    cost a few small reads. The end is fetched first and kept: most files are no longer, and cost one request.
 
-    Parameters
+    Attributes
     ----------
-    stored : what a listing said of it; saves a request
+    etag : of the version that is read; another one on the way raises ObjectChangedError
     """
 
-    def __init__(self, store: Store, key: str, stored: StoredObject | None = None) -> None:
+    def __init__(self, store: Store, key: str) -> None:
         super().__init__()
         self._store, self._key, self._at = store, key, 0
-        stored = stored or store.head(key)
-        self._size, self._etag = stored.size_bytes, stored.etag
+        stored, self._tail = store.read_tail(key, _TAIL_BYTES)
+        self._size, self.etag = stored.size_bytes, stored.etag
 
     def readable(self) -> bool:
         """Say yes."""
@@ -351,9 +352,15 @@ class RangeFile(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """Fetch and return up to ``size`` bytes."""
         length = self._size - self._at if size < 0 else min(size, self._size - self._at)
-        data = self._store.read_range(self._key, self._at, length, etag=self._etag) if length > 0 else b""
+        data = self._fetch(length) if length > 0 else b""
         self._at += len(data)
         return data
+
+    def _fetch(self, length: int) -> bytes:
+        in_tail = self._at - (self._size - len(self._tail))
+        if in_tail >= 0:
+            return self._tail[in_tail : in_tail + length]
+        return self._store.read_range(self._key, self._at, length, etag=self.etag)
 
     def readinto(self, buffer: Any) -> int:
         """Fetch into a buffer."""

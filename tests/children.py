@@ -28,6 +28,7 @@ _PRELOADED = [
     "mm_assets.flows.refreshing",
     "mm_assets.resources.s3",
     "mm_assets.resources.workspace",
+    "preloaded",
 ]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(_PRELOADED)

@@ -342,6 +342,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes, and the second would wait 40 ms for an ACK
     proxy: FaultProxy
 
     def exchange(self) -> None:

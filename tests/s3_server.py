@@ -21,7 +21,15 @@ from mm_assets.resources.s3 import BucketS3Resource
 
 KEY_ID, SECRET = "test-key", "test-secret"
 _STARTED = re.compile(r"Running on (http://127\.0\.0\.1:\d+)")
-_RUN_MOTO = "import sys; from moto.server import main; main(sys.argv[1:])"
+# moto looks through the folder of its modules at every request; they do not change.
+_RUN_MOTO = """
+import sys
+from moto import backends
+modules = frozenset(backends.list_of_moto_modules())
+backends.list_of_moto_modules = lambda: modules
+from moto.server import main
+main(sys.argv[1:])
+"""
 
 
 def make_client(endpoint_url: str) -> Any:

@@ -121,6 +121,8 @@ def test_store_round_trips(store: Store, tmp_path: Path) -> None:
         assert store.read(key) == data
         assert store.read_range(key, 1_000, 50) == data[1_000:1_050]
         assert store.read_range(key, len(data) - 5, 50) == data[-5:]
+        assert store.read_tail(key, 7) == (store.head(key), data[-7:])
+        assert store.read_tail(key, 4 << 20) == (store.head(key), data)
         download = store.download(key, tmp_path / "target")
         assert (tmp_path / "target").read_bytes() == data
         assert download.is_complete
@@ -134,6 +136,7 @@ def test_store_keeps_empty_objects(store: Store, tmp_path: Path) -> None:
     download = store.download("empty", tmp_path / "t", accept=lambda head: not seen.append(head))  # type: ignore[func-returns-value]
     assert (download.n_bytes, download.is_complete, seen) == (0, True, [b""])
     assert [o.size_bytes for o in list_all(store)] == [0]
+    assert store.read_tail("empty", 5) == (store.head("empty"), b"")
 
 
 @pytest.mark.parametrize("name", HOSTILE_KEYS)
@@ -264,6 +267,7 @@ def test_missing_objects_are_not_found(store: Store, tmp_path: Path) -> None:
             store.read,
             lambda k: store.download(k, tmp_path / "t"),
             lambda k: store.read_range(k, 0, 1),
+            lambda k: store.read_tail(k, 1),
         ):
             with pytest.raises(ObjectNotFoundError):
                 call(key)

@@ -144,6 +144,10 @@ class Store(Protocol):
         """
         ...
 
+    def read_tail(self, key: str, length: int) -> tuple[StoredObject, bytes]:
+        """Describe one object and return its last ``length`` bytes, or all of it; raises ObjectNotFoundError."""
+        ...
+
     def put(self, key: str, data: bytes) -> str:
         """Write one object atomically; returns its ETag."""
         ...

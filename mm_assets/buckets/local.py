@@ -126,6 +126,13 @@ class LocalStore:
             file.seek(start)
             return file.read(length)
 
+    def read_tail(self, key: str, length: int) -> tuple[StoredObject, bytes]:
+        """Describe one file and return its end."""
+        with self._translated(), self._open(key) as file:
+            stored = _to_stored(key, os.fstat(file.fileno()))
+            file.seek(max(0, stored.size_bytes - length))
+            return stored, file.read(length)
+
     def put(self, key: str, data: bytes) -> str:
         """Write one file: staged, synced, renamed, folder synced."""
         return self._write(key, lambda file: file.write(data))

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -180,6 +180,20 @@ class S3Store:
             return body.read(start + length)[start:]  # a service that does not know ranges sends the whole object
 
         return self._get(key, read, Range=f"bytes={start}-{start + length - 1}")
+
+    def read_tail(self, key: str, length: int) -> tuple[StoredObject, bytes]:
+        """GET the end of one object; the answer describes it, so that HEAD is not asked first."""
+
+        def read(stored: StoredObject, answer: "GetObjectOutputTypeDef", body: Body) -> tuple[StoredObject, bytes]:
+            # A service that does not know ranges sends the whole object.
+            total = answer["ContentRange"].rpartition("/")[2] if answer.get("ContentRange") else stored.size_bytes
+            return replace(stored, size_bytes=to_size(total)), body.read()[-length:]
+
+        try:
+            return self._get(key, read, Range=f"bytes=-{length}")
+        except ObjectChangedError:  # 416: of an empty object there is no range
+            stored = self.head(key)
+            return stored, self.read_range(key, 0, stored.size_bytes, etag=stored.etag)
 
     def put(self, key: str, data: bytes) -> str:
         """PUT one object with its MD5, so that damage on the way is refused."""

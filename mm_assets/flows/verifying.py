@@ -166,11 +166,13 @@ def _read_result(
 ) -> tuple[str, str] | None:
     """Return (kind, what is wrong); with an identity (object_id, recipe) the whole file is read."""
     try:
-        with RangeFile(workspace.lake.store, stored.key, stored) as file:
+        with RangeFile(workspace.lake.store, stored.key) as file:
+            if file.etag != stored.etag:
+                return None  # replaced since it was listed
             rows = pq.read_table(file, partitioning=None) if identity else None
             n_found = rows.num_rows if rows is not None else pq.read_metadata(file).num_rows
     except (ObjectNotFoundError, ObjectChangedError):
-        return None  # replaced or removed since it was listed
+        return None  # removed since, or replaced while it was read
     except (pa.ArrowException, OSError) as error:
         return "result damaged", str(error)
     if n_found != n_rows:

@@ -438,6 +438,9 @@ def test_a_key_is_asked_for_and_kept_in_a_cookie(place: Place, workspace: Worksp
         signed = client.ask("POST", "/login", urlencode({"key": API_KEY}), form)
         cookie = signed.headers["set-cookie"]
         assert all(word in cookie for word in ("HttpOnly", "SameSite=strict", "Path=/"))
+        assert "Secure" not in cookie
+        behind_tls = client.ask("POST", "/login", urlencode({"key": API_KEY}), form | {"X-Forwarded-Proto": "https"})
+        assert "Secure" in behind_tls.headers["set-cookie"]
         held = {"Cookie": cookie.partition(";")[0]}
         assert page_of(client.ask("GET", "/", headers=held)).all("input", name="text")
         assert client.ask("GET", "/", headers=held | {"Sec-Fetch-Site": "cross-site"}).status == 303

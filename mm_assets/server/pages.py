@@ -140,7 +140,8 @@ def build_sign_in(guard: Guard) -> APIRouter:
         if await run_in_threadpool(guard.find, f"Bearer {key}") is None:
             return render(request, "login.html", {"error": "This is no key, or it was revoked."}, 401)
         answer = RedirectResponse("/", 303)
-        secure = request.url.scheme == "https"
+        # A proxy with TLS says so; a client that only claims it keeps the cookie from itself alone.
+        secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
         answer.set_cookie(COOKIE, key, httponly=True, samesite="strict", secure=secure, path="/")
         return answer
 

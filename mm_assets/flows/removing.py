@@ -135,6 +135,7 @@ def _remove_arrivals(workspace: Workspace, shown: _Shown, swept: Swept) -> None:
 
     Rows of others that go with them come back at the next publish.
     """
+    removals: list[Removal] = []
     for stored in (*workspace.lake.walk(JUDGEMENTS), *workspace.lake.walk(ARRIVALS)):
         what, name, part = stored.key.split("/")[:3]
         table = part if name == WORDS.name else SPACES[name if name in SPACES else "visual"].table
@@ -146,10 +147,10 @@ def _remove_arrivals(workspace: Workspace, shown: _Shown, swept: Swept) -> None:
         n_rows = {str(row["values"]): int(row["counts"]) for row in counts}
         live = workspace.ledger.removals.live(sorted(n_rows))
         left = [Removal(of, what, stored.key, n_rows[of]) for of in n_rows if of not in live]
-        if left:
-            _settle(workspace, receipts.intend(workspace, left), swept)
-        elif all(_is_shown(shown, known, table) for known in workspace.ledger.objects.by_ids(sorted(live))):
+        removals += left
+        if not left and all(_is_shown(shown, known, table) for known in workspace.ledger.objects.by_ids(sorted(live))):
             workspace.lake.store.erase(stored.key)
+    _settle(workspace, receipts.intend(workspace, removals), swept)
 
 
 def _is_shown(shown: _Shown, known: KnownObject, table: str) -> bool:

@@ -207,7 +207,7 @@ def test_a_source_that_may_not_be_asked_keeps_its_hints(make_workspace: MakePlac
 
     assert (drained.n_put_off, drained.n_new, workspace.ledger.inbox.depth()) == (60, 1, 60)
     assert live(workspace, "other") == other.etags
-    assert store.n_asked("head") <= 20
+    assert store.n_asked("head") <= 40  # those that were under way, and not all sixty
     assert ("source" in workspace.ledger.objects.paused()) == isinstance(error, DailyCapError)
     tell(workspace, "n00")
     n_asked = store.n_asked("head")

@@ -10,7 +10,7 @@ phrases work where no spaces are written. Nothing is stemmed: the languages are 
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,9 +66,13 @@ class Term:
 
 def words_of(text: str) -> list[str]:
     """Return the words of a text, as they are indexed and asked for."""
-    folded = unicodedata.normalize("NFKD", text).casefold()
-    plain = unicodedata.normalize("NFC", "".join(char for char in folded if not unicodedata.combining(char)))
+    plain = text.lower() if text.isascii() else _without_case_and_accents(text)
     return [word[:_LONGEST_WORD] for word in _WORD.findall(plain)]
+
+
+def _without_case_and_accents(text: str) -> str:
+    folded = unicodedata.normalize("NFKD", text).casefold()
+    return unicodedata.normalize("NFC", "".join(char for char in folded if not unicodedata.combining(char)))
 
 
 def parse_question(question: str) -> list[Term]:
@@ -246,14 +250,15 @@ def _schema() -> Any:
 
 def stand_in(words: Sequence[str], terms: Sequence[Term]) -> bool:
     """Whether all terms, needed or not, stand in a text, given as ``words_of`` it; each anywhere in it."""
-    return all(_stands_in(words, term) for term in terms)
+    return all(any(True for _ in _starts_of(term, words)) for term in terms)
 
 
-def _stands_in(words: Sequence[str], term: Term) -> bool:
+def _starts_of(term: Term, words: Sequence[str]) -> Iterator[int]:
+    """Yield the places in a text where a term begins."""
     n = len(term.words)
     if not (n == 1 and term.is_prefix) and term.words[0] not in words:
-        return False  # nearly always, and quickly said
-    return any(_stands_at(words[start : start + n], term) for start in range(len(words) - n + 1))
+        return  # nearly always, and quickly said
+    yield from (start for start in range(len(words) - n + 1) if _stands_at(words[start : start + n], term))
 
 
 def mark_words(text: str, terms: Sequence[Term]) -> str:
@@ -277,10 +282,8 @@ def _asked_in(runs: Sequence["re.Match[str]"], terms: Sequence[Term]) -> list["r
     words = [word for word, _ in owners]
     asked: set[int] = set()
     for term in terms:
-        n = len(term.words)
-        for start in range(len(words) - n + 1):
-            if _stands_at(words[start : start + n], term):
-                asked.update(owners[place][1].start() for place in range(start, start + n))
+        for start in _starts_of(term, words):
+            asked.update(run.start() for _, run in owners[start : start + len(term.words)])
     return [run for run in runs if run.start() in asked]
 
 

@@ -68,17 +68,27 @@ class Part:
         part.__dict__["rows"] = _with_ids(rows, item_column)
         return part
 
-    def value(self, column: str, row: int) -> Any:
-        """Return one value; None where there is no such column."""
-        if column not in self._columns:
-            is_there = column in self.rows.schema.names
-            self._columns[column] = single(self.rows[column]) if is_there else None
-        array = self._columns[column]
-        return array[row].as_py() if array is not None else None
-
     @cached_property
-    def _columns(self) -> dict[str, pa.Array | None]:
-        return {}
+    def columns(self) -> dict[str, pa.Array]:
+        """The columns of ``rows`` by name."""
+        return {name: single(self.rows[name]) for name in self.rows.schema.names}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a part; of its columns, only those that are asked for are read."""
+
+    part: Part
+    number: int
+
+    def __getitem__(self, column: str) -> Any:
+        """Return a value; None where there is no such column."""
+        array = self.part.columns.get(column)
+        return array[self.number].as_py() if array is not None else None
+
+    def elements(self, column: str) -> pa.Array:
+        """Return the elements of a list, none of them read yet."""
+        return self.part.columns[column][self.number].values
 
 
 def write_part(file: Path, rows: pa.Table, item_column: str) -> None:
@@ -206,9 +216,13 @@ class Rows:
 
     def values(self, ids: Ids, columns: Sequence[str]) -> dict[str, list[Any]]:
         """Return columns of the rows of ids, all of which must be here, in their order; a column may be absent: None."""
+        rows = self.at(ids)
+        return {name: [row[name] for row in rows] for name in columns}
+
+    def at(self, ids: Ids) -> list[Row]:
+        """Return the rows of ids, all of which must be here, in their order."""
         numbers, rows = self._locate(ids)
-        places = list(zip(numbers.tolist(), rows.tolist(), strict=True))
-        return {name: [self.parts[part].value(name, row) for part, row in places] for name in columns}
+        return [Row(self.parts[number], row) for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)]
 
     def ids_where(self, column: str, values: pa.Array) -> Ids:
         """Return the ids of the rows whose column has one of these values, ascending."""

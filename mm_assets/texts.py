@@ -101,6 +101,7 @@ class TextIndex:
     def __init__(self, index: Any) -> None:
         self._index = index
         self._searcher = index.searcher()
+        self._kinds = {kind for kind, _ in self._searcher.terms_with_prefix("kind", "")}
 
     @classmethod
     def open(cls, folder: Path) -> "TextIndex":
@@ -154,7 +155,7 @@ class TextIndex:
             limit = min(4 * limit, n_texts)
 
     def _ask(self, query: Any, limit: int) -> tuple[Floats, Ids]:
-        hits = self._searcher.search(query, limit).hits
+        hits = self._searcher.search(query, limit, count=False).hits
         ids = self._searcher.fast_field_values("text_id", [address for _, address in hits]) if hits else []
         return np.array([score for score, _ in hits], np.float32), np.array(ids, np.uint64).astype(np.int64)
 
@@ -164,10 +165,15 @@ class TextIndex:
         schema, occur = self._index.schema, tantivy.Occur
         parts = [(occur.Must if term.is_needed else occur.Should, self._term(term)) for term in terms]
         query = tantivy.Query.boolean_query(parts)
-        for field, values in (("kind", list(kinds) or None), ("text_id", ids)):
-            if values is not None:
-                members = tantivy.Query.const_score_query(tantivy.Query.term_set_query(schema, field, values), 0.0)
-                query = tantivy.Query.boolean_query([(occur.Must, query), (occur.Must, members)])
+        members = []
+        if kinds and not self._kinds <= set(kinds):
+            of_kinds = [(occur.Should, tantivy.Query.term_query(schema, "kind", kind)) for kind in kinds]
+            members.append(tantivy.Query.boolean_query(of_kinds))
+        if ids is not None:
+            members.append(tantivy.Query.term_set_query(schema, "text_id", ids))
+        for these in members:
+            filtered = (occur.Must, tantivy.Query.const_score_query(these, 0.0))
+            query = tantivy.Query.boolean_query([(occur.Must, query), filtered])
         return query
 
     def _term(self, term: Term) -> Any:
@@ -256,9 +262,10 @@ def stand_in(words: Sequence[str], terms: Sequence[Term]) -> bool:
 def _starts_of(term: Term, words: Sequence[str]) -> Iterator[int]:
     """Yield the places in a text where a term begins."""
     n = len(term.words)
-    if not (n == 1 and term.is_prefix) and term.words[0] not in words:
-        return  # nearly always, and quickly said
-    yield from (start for start in range(len(words) - n + 1) if _stands_at(words[start : start + n], term))
+    is_open = n == 1 and term.is_prefix
+    for start, word in enumerate(words):
+        if (is_open or word == term.words[0]) and _stands_at(words[start : start + n], term):
+            yield start
 
 
 def mark_words(text: str, terms: Sequence[Term]) -> str:

@@ -74,21 +74,22 @@ class Part:
         return {name: single(self.rows[name]) for name in self.rows.schema.names}
 
 
-@dataclass(frozen=True, slots=True)
 class Row:
     """One row of a part; of its columns, only those that are asked for are read."""
 
-    part: Part
-    number: int
+    __slots__ = ("_number", "_part")
+
+    def __init__(self, part: Part, number: int) -> None:
+        self._part, self._number = part, number
 
     def __getitem__(self, column: str) -> Any:
         """Return a value; None where there is no such column."""
-        array = self.part.columns.get(column)
-        return array[self.number].as_py() if array is not None else None
+        array = self._part.columns.get(column)
+        return array[self._number].as_py() if array is not None else None
 
     def elements(self, column: str) -> pa.Array:
         """Return the elements of a list, none of them read yet."""
-        return self.part.columns[column][self.number].values
+        return self._part.columns[column][self._number].values
 
 
 def write_part(file: Path, rows: pa.Table, item_column: str) -> None:
@@ -234,16 +235,26 @@ class Rows:
 
     def gather(self, ids: Ids) -> Floats:
         """Return (len(ids), dim) vectors in the order of these ids, all of which must be here."""
-        numbers, rows = self._locate(ids)
         found = np.empty((len(ids), self.dim), np.float32)
-        if len(ids) < 4 * len(self.parts):
-            for place, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
-                found[place] = self.parts[number].matrix[row]
-            return found
-        for number in np.unique(numbers):
-            is_here = numbers == number
-            found[is_here] = self.parts[number].matrix[rows[is_here]]
+        for at, matrix in self._vectors_by_part(ids):
+            found[at] = matrix
         return found
+
+    def compare(self, query: Floats, ids: Ids) -> Floats:
+        """Return the (len(ids),) cosines of a vector to those of ids, all of which must be here."""
+        found = np.empty(len(ids), np.float32)
+        for at, matrix in self._vectors_by_part(ids):
+            found[at] = matrix @ query
+        return found
+
+    def _vectors_by_part(self, ids: Ids) -> Iterator[tuple[Ids, Floats]]:
+        """Yield the vectors that lie in one part, and their places among the ids; few enough for a processor's cache."""
+        numbers, rows = self._locate(ids)
+        order = np.argsort(numbers, kind="stable")
+        present, counts = np.unique(numbers, return_counts=True)
+        for number, end, count in zip(present.tolist(), np.cumsum(counts).tolist(), counts.tolist(), strict=True):
+            at = order[end - count : end]
+            yield at, self.parts[number].matrix[rows[at]]
 
     def blocks(self) -> Iterator[tuple[Ids, Floats]]:
         """Yield all vectors in the order of their ids, a bounded number at a time."""

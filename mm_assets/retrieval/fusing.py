@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,9 @@ class Evidence(NamedTuple):
     def score(self) -> float:
         """Cosine or BM25."""
         return float(self.ranked.scores[self.place - 1])
+
+
+_SHARE = attrgetter("share")
 
 
 @dataclass
@@ -86,8 +90,8 @@ def _contenders(objects: Collection[list[Evidence]], question: Question) -> Coll
     """Leave out objects that together have less than k others have by one item: to read where items are costs most."""
     if question.diversify or question.collapse or len(objects) <= question.k:
         return objects
-    sure = sorted(max(item.share for item in items) for items in objects)[-question.k]
-    return [items for items in objects if sum(item.share for item in items) >= sure]
+    sure = sorted(max(map(_SHARE, items)) for items in objects)[-question.k]
+    return [items for items in objects if sum(map(_SHARE, items)) >= sure]
 
 
 def _moments(items: Sequence[Evidence]) -> list[Fused]:

@@ -203,7 +203,7 @@ class VectorIndex:
         return similarity
 
     def _compare_all(self, queries: Floats, k: int, ids: Ids) -> tuple[Floats, Ids]:
-        similarity = queries @ self.rows.gather(ids).T
+        similarity = np.array([self.rows.compare(query, ids) for query in queries])
         return best_of(similarity, np.broadcast_to(ids, similarity.shape), k)
 
     @cached_property
@@ -267,7 +267,8 @@ def _nearest_lists(queries: Floats, within: Selection, n_lists: int, n_rows: flo
     -------
     lists, similarity : (n, m), -1 where a query needs fewer than the one that needs most
     """
-    similarity = queries @ within.centroids.T
+    # Not by BLAS, whose threads wait for each other longer than one of them takes for a query or two.
+    similarity = np.einsum("qd,ld->ql", queries, within.centroids)
     order = np.argsort(-similarity, axis=1)
     n_seen = np.cumsum(within.n_in_lists[order], axis=1)
     wanted = np.maximum((n_seen < n_rows).sum(axis=1) + 1, n_lists).clip(max=len(within.lists))

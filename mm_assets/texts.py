@@ -10,7 +10,7 @@ phrases work where no spaces are written. Nothing is stemmed: the languages are 
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,9 +66,13 @@ class Term:
 
 def words_of(text: str) -> list[str]:
     """Return the words of a text, as they are indexed and asked for."""
-    folded = unicodedata.normalize("NFKD", text).casefold()
-    plain = unicodedata.normalize("NFC", "".join(char for char in folded if not unicodedata.combining(char)))
+    plain = text.lower() if text.isascii() else _without_case_and_accents(text)
     return [word[:_LONGEST_WORD] for word in _WORD.findall(plain)]
+
+
+def _without_case_and_accents(text: str) -> str:
+    folded = unicodedata.normalize("NFKD", text).casefold()
+    return unicodedata.normalize("NFC", "".join(char for char in folded if not unicodedata.combining(char)))
 
 
 def parse_question(question: str) -> list[Term]:
@@ -97,6 +101,7 @@ class TextIndex:
     def __init__(self, index: Any) -> None:
         self._index = index
         self._searcher = index.searcher()
+        self._kinds = {kind for kind, _ in self._searcher.terms_with_prefix("kind", "")}
 
     @classmethod
     def open(cls, folder: Path) -> "TextIndex":
@@ -150,7 +155,7 @@ class TextIndex:
             limit = min(4 * limit, n_texts)
 
     def _ask(self, query: Any, limit: int) -> tuple[Floats, Ids]:
-        hits = self._searcher.search(query, limit).hits
+        hits = self._searcher.search(query, limit, count=False).hits
         ids = self._searcher.fast_field_values("text_id", [address for _, address in hits]) if hits else []
         return np.array([score for score, _ in hits], np.float32), np.array(ids, np.uint64).astype(np.int64)
 
@@ -160,10 +165,15 @@ class TextIndex:
         schema, occur = self._index.schema, tantivy.Occur
         parts = [(occur.Must if term.is_needed else occur.Should, self._term(term)) for term in terms]
         query = tantivy.Query.boolean_query(parts)
-        for field, values in (("kind", list(kinds) or None), ("text_id", ids)):
-            if values is not None:
-                members = tantivy.Query.const_score_query(tantivy.Query.term_set_query(schema, field, values), 0.0)
-                query = tantivy.Query.boolean_query([(occur.Must, query), (occur.Must, members)])
+        members = []
+        if kinds and not self._kinds <= set(kinds):
+            of_kinds = [(occur.Should, tantivy.Query.term_query(schema, "kind", kind)) for kind in kinds]
+            members.append(tantivy.Query.boolean_query(of_kinds))
+        if ids is not None:
+            members.append(tantivy.Query.term_set_query(schema, "text_id", ids))
+        for these in members:
+            filtered = (occur.Must, tantivy.Query.const_score_query(these, 0.0))
+            query = tantivy.Query.boolean_query([(occur.Must, query), filtered])
         return query
 
     def _term(self, term: Term) -> Any:
@@ -246,14 +256,16 @@ def _schema() -> Any:
 
 def stand_in(words: Sequence[str], terms: Sequence[Term]) -> bool:
     """Whether all terms, needed or not, stand in a text, given as ``words_of`` it; each anywhere in it."""
-    return all(_stands_in(words, term) for term in terms)
+    return all(any(True for _ in _starts_of(term, words)) for term in terms)
 
 
-def _stands_in(words: Sequence[str], term: Term) -> bool:
+def _starts_of(term: Term, words: Sequence[str]) -> Iterator[int]:
+    """Yield the places in a text where a term begins."""
     n = len(term.words)
-    if not (n == 1 and term.is_prefix) and term.words[0] not in words:
-        return False  # nearly always, and quickly said
-    return any(_stands_at(words[start : start + n], term) for start in range(len(words) - n + 1))
+    is_open = n == 1 and term.is_prefix
+    for start, word in enumerate(words):
+        if (is_open or word == term.words[0]) and _stands_at(words[start : start + n], term):
+            yield start
 
 
 def mark_words(text: str, terms: Sequence[Term]) -> str:
@@ -277,10 +289,8 @@ def _asked_in(runs: Sequence["re.Match[str]"], terms: Sequence[Term]) -> list["r
     words = [word for word, _ in owners]
     asked: set[int] = set()
     for term in terms:
-        n = len(term.words)
-        for start in range(len(words) - n + 1):
-            if _stands_at(words[start : start + n], term):
-                asked.update(owners[place][1].start() for place in range(start, start + n))
+        for start in _starts_of(term, words):
+            asked.update(run.start() for _, run in owners[start : start + len(term.words)])
     return [run for run in runs if run.start() in asked]
 
 

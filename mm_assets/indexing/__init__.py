@@ -2,7 +2,7 @@
 
 from mm_assets.indexing.building import build_index, update_index
 from mm_assets.indexing.growing import GrownIndex, GrownSelection
-from mm_assets.indexing.parts import Part, Rows, read_part, read_rows, write_part, write_rows
+from mm_assets.indexing.parts import Part, Row, Rows, read_part, read_rows, write_part, write_rows
 from mm_assets.indexing.searching import INDEX_FILE, ROWS_FILE, Selection, VectorIndex
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "GrownIndex",
     "GrownSelection",
     "Part",
+    "Row",
     "Rows",
     "Selection",
     "VectorIndex",

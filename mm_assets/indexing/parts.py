@@ -68,17 +68,28 @@ class Part:
         part.__dict__["rows"] = _with_ids(rows, item_column)
         return part
 
-    def value(self, column: str, row: int) -> Any:
-        """Return one value; None where there is no such column."""
-        if column not in self._columns:
-            is_there = column in self.rows.schema.names
-            self._columns[column] = single(self.rows[column]) if is_there else None
-        array = self._columns[column]
-        return array[row].as_py() if array is not None else None
-
     @cached_property
-    def _columns(self) -> dict[str, pa.Array | None]:
-        return {}
+    def columns(self) -> dict[str, pa.Array]:
+        """The columns of ``rows`` by name."""
+        return {name: single(self.rows[name]) for name in self.rows.schema.names}
+
+
+class Row:
+    """One row of a part; of its columns, only those that are asked for are read."""
+
+    __slots__ = ("_number", "_part")
+
+    def __init__(self, part: Part, number: int) -> None:
+        self._part, self._number = part, number
+
+    def __getitem__(self, column: str) -> Any:
+        """Return a value; None where there is no such column."""
+        array = self._part.columns.get(column)
+        return array[self._number].as_py() if array is not None else None
+
+    def elements(self, column: str) -> pa.Array:
+        """Return the elements of a list, none of them read yet."""
+        return self._part.columns[column][self._number].values
 
 
 def write_part(file: Path, rows: pa.Table, item_column: str) -> None:
@@ -206,9 +217,13 @@ class Rows:
 
     def values(self, ids: Ids, columns: Sequence[str]) -> dict[str, list[Any]]:
         """Return columns of the rows of ids, all of which must be here, in their order; a column may be absent: None."""
+        rows = self.at(ids)
+        return {name: [row[name] for row in rows] for name in columns}
+
+    def at(self, ids: Ids) -> list[Row]:
+        """Return the rows of ids, all of which must be here, in their order."""
         numbers, rows = self._locate(ids)
-        places = list(zip(numbers.tolist(), rows.tolist(), strict=True))
-        return {name: [self.parts[part].value(name, row) for part, row in places] for name in columns}
+        return [Row(self.parts[number], row) for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)]
 
     def ids_where(self, column: str, values: pa.Array) -> Ids:
         """Return the ids of the rows whose column has one of these values, ascending."""
@@ -220,16 +235,26 @@ class Rows:
 
     def gather(self, ids: Ids) -> Floats:
         """Return (len(ids), dim) vectors in the order of these ids, all of which must be here."""
-        numbers, rows = self._locate(ids)
         found = np.empty((len(ids), self.dim), np.float32)
-        if len(ids) < 4 * len(self.parts):
-            for place, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
-                found[place] = self.parts[number].matrix[row]
-            return found
-        for number in np.unique(numbers):
-            is_here = numbers == number
-            found[is_here] = self.parts[number].matrix[rows[is_here]]
+        for at, matrix in self._vectors_by_part(ids):
+            found[at] = matrix
         return found
+
+    def compare(self, query: Floats, ids: Ids) -> Floats:
+        """Return the (len(ids),) cosines of a vector to those of ids, all of which must be here."""
+        found = np.empty(len(ids), np.float32)
+        for at, matrix in self._vectors_by_part(ids):
+            found[at] = matrix @ query
+        return found
+
+    def _vectors_by_part(self, ids: Ids) -> Iterator[tuple[Ids, Floats]]:
+        """Yield the vectors that lie in one part, and their places among the ids; few enough for a processor's cache."""
+        numbers, rows = self._locate(ids)
+        order = np.argsort(numbers, kind="stable")
+        present, counts = np.unique(numbers, return_counts=True)
+        for number, end, count in zip(present.tolist(), np.cumsum(counts).tolist(), counts.tolist(), strict=True):
+            at = order[end - count : end]
+            yield at, self.parts[number].matrix[rows[at]]
 
     def blocks(self) -> Iterator[tuple[Ids, Floats]]:
         """Yield all vectors in the order of their ids, a bounded number at a time."""

@@ -6,12 +6,14 @@ diversity, near-duplicates. Keep out: where ranks come from.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mm_assets.indexing import Row
 from mm_assets.retrieval.questions import Question
 from mm_assets.retrieval.signals import Ranked
 from mm_assets.vectors import Floats
@@ -21,17 +23,27 @@ NEAR_DUPLICATE = 0.97  # cosine of keyframes; of the same picture in another siz
 _PLACE = ("object_id", "segment_id", "start_s", "end_s", "page_number")
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """One signal's word for a moment: its place (from 1) among what the signal named, and its score."""
+class Evidence(NamedTuple):
+    """One signal's word for a moment: an item that it named.
+
+    Attributes
+    ----------
+    place : of the item among all that the signal named, from 1
+    share : of the moment's score
+    """
 
     ranked: Ranked
     place: int
+    row: Row
+    share: float
 
     @property
     def score(self) -> float:
         """Cosine or BM25."""
         return float(self.ranked.scores[self.place - 1])
+
+
+_SHARE = attrgetter("share")
 
 
 @dataclass
@@ -60,34 +72,44 @@ class Fused:
 
 
 def fuse(signals: Sequence[Ranked], question: Question) -> list[Fused]:
-    """Return the moments that any signal names, best first.
+    """Return the moments that signals name, best first, without some that cannot be among the k best.
 
     Items of one picture or page, or of one object at a common time (a scene, and what is said in it), are one moment, of
     each signal its best item counts. What is said twice in a scene is two moments.
     """
-    moments: dict[str, list[Fused]] = defaultdict(list)
+    objects: dict[str, list[Evidence]] = defaultdict(list)
     for ranked in signals:
-        named: set[int] = set()  # the moments that this signal named, by identity: a moment grows while it is found
-        for place, item in enumerate(_places(ranked), 1):
-            of_object = moments[item["object_id"]]
-            moment = next((moment for moment in of_object if moment.is_at(item)), None)
-            if moment is None:
-                moment = Fused(**item)
-                of_object.append(moment)
-            if id(moment) not in named:
-                named.add(id(moment))
-                _support(moment, Evidence(ranked, place), item, question.weight(ranked.signal))
-    found = (moment for of_object in moments.values() for moment in of_object)
+        weight = question.weight(ranked.signal)
+        for place, row in enumerate(ranked.rows.at(ranked.ids), 1):
+            objects[row["object_id"]].append(Evidence(ranked, place, row, weight / (RANK_CONSTANT + place)))
+    found = [moment for items in _contenders(objects.values(), question) for moment in _moments(items)]
     return sorted(found, key=lambda moment: (-moment.score, moment.segment_id, moment.start_s or 0.0))
 
 
-def _places(ranked: Ranked) -> Iterator[dict[str, Any]]:
-    columns = ranked.rows.values(ranked.ids, _PLACE)
-    return (dict(zip(_PLACE, row, strict=True)) for row in zip(*columns.values(), strict=True))
+def _contenders(objects: Collection[list[Evidence]], question: Question) -> Collection[list[Evidence]]:
+    """Leave out objects that together have less than k others have by one item: to read where items are costs most."""
+    if question.diversify or question.collapse or len(objects) <= question.k:
+        return objects
+    sure = sorted(max(map(_SHARE, items)) for items in objects)[-question.k]
+    return [items for items in objects if sum(map(_SHARE, items)) >= sure]
 
 
-def _support(moment: Fused, evidence: Evidence, item: dict[str, Any], weight: float) -> None:
-    moment.score += weight / (RANK_CONSTANT + evidence.place)
+def _moments(items: Sequence[Evidence]) -> list[Fused]:
+    """Put together the items of one object."""
+    moments: list[Fused] = []
+    for evidence in items:
+        item = {name: evidence.row[name] for name in _PLACE}
+        moment = next((moment for moment in moments if moment.is_at(item)), None)
+        if moment is None:
+            moment = Fused(**item)
+            moments.append(moment)
+        if all(other.ranked is not evidence.ranked for other in moment.evidence):
+            _support(moment, evidence, item)
+    return moments
+
+
+def _support(moment: Fused, evidence: Evidence, item: Mapping[str, Any]) -> None:
+    moment.score += evidence.share
     moment.evidence.append(evidence)
     if moment.start_s is not None and item["start_s"] is not None:
         moment.start_s, moment.end_s = (

@@ -42,7 +42,7 @@ _PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--diversify", type=click.FloatRange(0, 1), default=0.0, help="0…1: prefer answers that differ.")
 @click.option("--collapse", is_flag=True, help="Leave out near-duplicates of better answers.")
 @click.option(
-    "--spaces", metavar="NAMES", callback=not_blank, help="Signals to use: visual, face, words; default: all."
+    "--spaces", metavar="NAMES", callback=not_blank, help="Signals to use: visual, face, text, words; default: all."
 )
 @click.option("--explain", is_flag=True, help="Show the place that each signal gave.")
 @json_option

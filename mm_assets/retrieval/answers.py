@@ -126,7 +126,8 @@ def _details(evidence: Evidence) -> dict[str, Any]:
     """Return what only this signal knows: the box of a face, the words and when or where they are."""
     box = list(_values(evidence, _BOX).values())
     if not evidence.ranked.terms:
-        return {"box_px": box if None not in box else None}
+        text = _values(evidence, ("text",))["text"]
+        return {"box_px": box if None not in box else None, "snippet": mark_words(text, ()) if text else None}
     known = _values(evidence, ("text", "pieces"))
     pieces = _matching(known["pieces"], {word for term in evidence.ranked.terms for word in term.words})
     details: dict[str, Any] = {"snippet": mark_words(known["text"], evidence.ranked.terms)}

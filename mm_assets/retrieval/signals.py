@@ -18,8 +18,8 @@ from mm_assets.vectors import Floats, Ids
 from mm_assets.wording import SAID, SHOWN
 
 
-class Encoder(Protocol):
-    """A model whose texts and images share one space."""
+class TextEncoder(Protocol):
+    """A model that compares texts by what they mean."""
 
     def load(self) -> None:
         """Load the weights."""
@@ -27,6 +27,10 @@ class Encoder(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """Return (n, d) unit vectors."""
         ...
+
+
+class Encoder(TextEncoder, Protocol):
+    """A model whose texts and images share one space."""
 
     def encode_images(self, images: Sequence[RgbImage]) -> Floats:
         """Return (n, d) unit vectors of RGB images."""
@@ -132,6 +136,19 @@ def find_largest_face(finder: FaceFinder, picture: Picture) -> tuple[Floats, int
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     largest = int(areas.argmax())
     return vectors[largest : largest + 1], len(boxes)
+
+
+class MeaningSignal:
+    """What is said, shown and written, in other words."""
+
+    def __init__(self, index: GrownIndex, encoder: TextEncoder) -> None:
+        self.index = index
+        self._encoder = encoder
+
+    def rank(self, question: Question, n: int, within: GrownSelection | None) -> list[Ranked]:
+        """Rank pieces of texts by how near they are to the text of a question."""
+        similarity, ids = self.index.search(self._encoder.encode_texts([question.text]), n, within)
+        return [_found("means the text", "text", ids[0], similarity[0], self.index.rows)]
 
 
 class WordSignal:

@@ -37,7 +37,12 @@ def open_retriever(place: Place, **options: Any) -> Retriever:
     """Open search over a place's lake, with the fakes that filled it."""
     workspace = place.open()
     models: dict[str, Any] = fake_extractors(workspace.settings)
-    used = Models(models["visual_embeddings"], models["faces"], options.pop("recipes", workspace.recipes))
+    used = Models(
+        models["visual_embeddings"],
+        models["faces"],
+        models["text_embeddings"],
+        options.pop("recipes", workspace.recipes),
+    )
     return Retriever(workspace.lake, used, cache=place.folder / "cache", **options)
 
 
@@ -68,7 +73,7 @@ def retriever(place: Place) -> Retriever:
         ({"text": " \x00\n "}, "text is empty"),
         ({"text": "x" * 10_000}, "10000 characters, 2000 at most"),
         ({"said": "..."}, "no word in"),
-        ({"text": "x", "spaces": ("smell",)}, "unknown signal 'smell'; there are visual, face, words"),
+        ({"text": "x", "spaces": ("smell",)}, "unknown signal 'smell'; there are visual, face, text, words"),
         ({"text": "x", "weights": {"words": -1.0}}, "no weight below 0"),
         ({"text": "x", "k": 0}, "k must be at least 1"),
         ({"text": "x", "diversify": 2.0}, "diversify between 0 and 1"),
@@ -360,7 +365,9 @@ def test_a_running_search_sees_new_batches(make_workspace: MakePlace, monkeypatc
 
 def test_arrivals_beyond_the_bound_are_told(make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory stays bounded during a backlog, and the answer says that it is not the whole."""
-    monkeypatch.setattr("mm_assets.retrieval.retriever._ARRIVED_BYTES", dict.fromkeys(("visual", "face", "words"), 10))
+    monkeypatch.setattr(
+        "mm_assets.retrieval.retriever._ARRIVED_BYTES", dict.fromkeys(("visual", "face", "text", "words"), 10)
+    )
     place = make_workspace("picture0.png")
     workspace = place.open()
     ingest(workspace)
@@ -471,7 +478,7 @@ def test_a_face_is_asked_for_by_the_largest_in_the_picture(place: Place, tmp_pat
 
     finder, workspace = Finder(), place.open()
     encoder: Any = fake_extractors(workspace.settings)["visual_embeddings"]
-    retriever = Retriever(workspace.lake, Models(encoder, finder, workspace.recipes), cache=tmp_path)
+    retriever = Retriever(workspace.lake, Models(encoder, finder, encoder, workspace.recipes), cache=tmp_path)
     answer = retriever.ask(Question(face=picture))
     assert answer.notes == (f"2 faces are in {picture}; the largest one is asked for",)
     assert answer.frame["segment_id"][0] == faces["segment_id"][0].as_py()

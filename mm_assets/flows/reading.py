@@ -4,6 +4,7 @@ Put here: which of them there are, and their rows. Keep out: the source object, 
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,7 +63,8 @@ def _state(workspace: Workspace, prepared: Prepared, step: str) -> tuple[str, in
             return end.state, end.n_rows
     for row in workspace.ledger.work.states(prepared.claim.known.object_id):
         if row["step"] == step and row["recipe"] == workspace.recipes[step]:
-            return str(row["state"]), row["n_rows"]  # type: ignore[return-value]  the column's type
+            n_rows: Any = row["n_rows"]
+            return str(row["state"]), n_rows
     return "skipped", None
 
 

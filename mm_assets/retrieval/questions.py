@@ -18,7 +18,8 @@ from mm_assets.errors import ConfigError
 MAX_ANSWERS = 1_000
 MAX_CHARS = 2_000
 SIGNALS = ("visual", "face", "text", "words")
-DEFAULT_WEIGHTS: Mapping[str, float] = {"text": 0.5}  # of the others 1
+# Of the others 1. A text that means the question comes after the picture that shows it; figures are at ``signals._NEAR``.
+DEFAULT_WEIGHTS: Mapping[str, float] = {"text": 0.9}
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF")
 _MAX_PIXELS = 100_000_000

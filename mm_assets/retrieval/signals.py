@@ -4,7 +4,7 @@ Put here: question → ranked items of one index. Keep out: putting signals toge
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,14 @@ from mm_assets.retrieval.questions import Picture, Question, RgbImage, name_of, 
 from mm_assets.texts import Term, TextIndex, parse_question, words_of
 from mm_assets.vectors import Floats, Ids
 from mm_assets.wording import SAID, SHOWN
+
+
+# Of the demo, November 2026: 77 captions of scenes as questions, and ten paraphrases of what is said or written. Where all
+# pieces count, recall@1 of the captions is .701 at weight .05 and .532 from weight .2 on. At weight .9 with these two it
+# is .961, .987, 1.000 and 1.000 from a cosine of .7, .8, .85 and .9 on, 1.000 without the signal; among ten answers are
+# 8, 7, 7 and 6 of the paraphrases, 4 without it.
+_NEAR = 0.85  # cosine of question and piece
+_CROWD = 10  # more pieces than this that are as near say nothing
 
 
 class TextEncoder(Protocol):
@@ -146,9 +154,18 @@ class MeaningSignal:
         self._encoder = encoder
 
     def rank(self, question: Question, n: int, within: GrownSelection | None) -> list[Ranked]:
-        """Rank pieces of texts by how near they are to the text of a question."""
+        """Rank pieces of texts by how near they are to the text of a question.
+
+        Beside other signals only what is near enough counts, and nothing where a crowd is: the model does not tell the
+        question from much else. Where ``spaces`` asks for this signal, everything counts.
+        """
         similarity, ids = self.index.search(self._encoder.encode_texts([question.text]), n, within)
-        return [_found("means the text", "text", ids[0], similarity[0], self.index.rows)]
+        found = _found("means the text", "text", ids[0], similarity[0], self.index.rows)
+        if "text" in question.spaces:
+            return [found]
+        n_near = int((found.scores >= _NEAR).sum())
+        n_kept = n_near if n_near <= _CROWD else 0
+        return [replace(found, ids=found.ids[:n_kept], scores=found.scores[:n_kept])] if n_kept else []
 
 
 class WordSignal:

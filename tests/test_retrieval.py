@@ -201,17 +201,18 @@ def test_words_lead_to_where_they_stand(retriever: Retriever) -> None:
 
 
 def test_signals_can_be_chosen_and_weighed(retriever: Retriever) -> None:
-    """A free text asks what it looks like and where it stands; one of them alone where only that is wanted."""
+    """A free text asks what it looks like, what means it and where it stands; one alone where only that is wanted."""
     names = {
         signal["signal"]
-        for spaces in ((), ("visual",), ("words",))
+        for spaces in ((), ("visual",), ("text",), ("words",))
         for row in retriever.search(text="text", spaces=spaces)["signals"]
         for signal in row
         if spaces
     }
-    assert names == {"looks like the text", "said or shown"}
+    assert names == {"looks like the text", "means the text", "said or shown"}
     assert {s["signal"] for row in retriever.search(text="text", weights={"visual": 0.0})["signals"] for s in row} == {
-        "said or shown"
+        "means the text",
+        "said or shown",
     }
 
 

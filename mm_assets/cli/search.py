@@ -48,7 +48,7 @@ _PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @json_option
 @config_option
 def search(*, config: Path | None, as_json: bool, explain: bool, limit: int, spaces: str, **asked: Any) -> None:
-    """Find moments: what looks like TEXT, or says or shows its words; what looks like a picture; who is on it.
+    """Find moments: what looks like TEXT, means it or has its words; what looks like a picture; who is on it.
 
     Everything that is given counts: moments that several signals name come first (reciprocal rank fusion, k = 60), so
     scores compare within one answer only. Needs the lake and the models, nothing else.

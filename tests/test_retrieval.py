@@ -19,12 +19,12 @@ from mm_assets.errors import ConfigError
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.processing import process_batch
 from mm_assets.flows.removing import erase, sweep
-from mm_assets.indexing import Part, Rows, write_part
+from mm_assets.indexing import GrownIndex, Part, Rows, build_index, write_part
 from mm_assets.ledger.dead import DeadFilter
 from mm_assets.resources.readers import open_retriever as open_product_retriever
 from mm_assets.retrieval import Models, Question, Retriever
 from mm_assets.retrieval.fusing import Fused, choose, fuse
-from mm_assets.retrieval.signals import Ranked
+from mm_assets.retrieval.signals import MeaningSignal, Ranked
 from mm_assets.retrieval.tables import segments_where
 from mm_assets.settings import Settings, SourceSettings
 from mm_assets.vectors import Floats, as_vector_ids
@@ -342,6 +342,67 @@ def test_texts_stay_until_their_own_table_shows_them(make_workspace: MakePlace) 
     sweep(workspace)
     assert list(place.lake.glob("arrivals/words/transcripts/*.parquet"))
     assert set(open_retriever(place).search(said="words")["key"]) == {"clip.mp4"}
+
+
+def test_what_a_batch_says_is_found_by_meaning_before_any_refresh(make_workspace: MakePlace) -> None:
+    """And leaves with its object."""
+    place = make_workspace("picture0.png")
+    workspace = place.open()
+    ingest(workspace)
+    place.add("clip.mp4")
+    discover(workspace, "source")
+    process(workspace)
+    [found] = open_retriever(place).search(text="words", spaces=("text",), k=1).to_dicts()
+    assert (found["key"], found["why"], found["snippet"]) == ("clip.mp4", "means the text (1.00)", "words")
+    assert found["end_s"] > found["start_s"] >= 0
+    (place.source / "clip.mp4").unlink()
+    discover(workspace, "source")
+    refresh(workspace)
+    assert set(open_retriever(place).search(text="words", spaces=("text",))["key"]) == {"picture0.png"}
+    assert not list(place.lake.glob("arrivals/text/*/*.parquet"))
+
+
+def meaning(tmp_path: Path, *scores: float) -> MeaningSignal:
+    """Compare texts that have these cosines with every question."""
+    angles = np.arccos(np.array(scores))
+    flat = pa.array(np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32).reshape(-1))
+    ids = [f"piece{n}" for n in range(len(scores))]
+    rows = pa.table({"piece_id": ids, "vector": pa.FixedSizeListArray.from_arrays(flat, 2)})
+    write_part(tmp_path / "part", rows, "piece_id")
+    index = build_index(Rows.of_parts([Part("part", tmp_path / "part")]), exact_rows=100, min_recall=0.0)
+
+    class Encoder:
+        def load(self) -> None:
+            """Nothing."""
+
+        def encode_texts(self, texts: Sequence[str]) -> Floats:
+            return np.array([[1.0, 0.0]] * len(texts), np.float32)
+
+    return MeaningSignal(GrownIndex(index, []), Encoder())
+
+
+def test_meaning_counts_where_few_are_near(tmp_path: Path) -> None:
+    """Far texts say nothing, and neither do many near ones; all are ranked for who asks for this signal alone."""
+    few = meaning(tmp_path, 0.99, 0.9, 0.5, 0.1)
+    [ranked] = few.rank(Question(text="q"), 100, None)
+    np.testing.assert_allclose(ranked.scores, [0.99, 0.9], atol=1e-6)
+    [ranked] = few.rank(Question(text="q", spaces=("text",)), 100, None)
+    assert len(ranked.ids) == 4
+    assert meaning(tmp_path, *[0.99] * 11).rank(Question(text="q"), 100, None) == []
+    assert meaning(tmp_path, 0.5).rank(Question(text="q"), 100, None) == []
+
+
+def test_texts_of_other_models_are_left_out_or_refused(make_workspace: MakePlace) -> None:
+    """A question goes on without them and says so, unless it asks for them."""
+    place = make_workspace("clip.mp4")
+    workspace = place.open()
+    ingest(workspace)
+    retriever = open_retriever(place, recipes={**workspace.recipes, "text_embeddings": "another"})
+    answer = retriever.ask(Question(text="words"))
+    assert any("text index" in note for note in answer.notes)
+    assert not any("means" in why for why in answer.frame["why"])
+    with pytest.raises(ConfigError, match="text index was made by another model"):
+        retriever.search(text="words", spaces=("text",))
 
 
 def test_a_running_search_sees_new_batches(make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from mm_assets.texts import Term, TextIndex, parse_question, words_of
 from mm_assets.vectors import Floats, Ids
 from mm_assets.wording import SAID, SHOWN
 
-
 # Of the demo, November 2026: 77 captions of scenes as questions, ten paraphrases of what is said or written. Where all
 # pieces count, recall@1 of the captions is .701 at weight .05 and .532 from weight .2 on. At weight .9 with these two it
 # is .961, .987, 1.000 and 1.000 from a cosine of .7, .8, .85 and .9 on, 1.000 without the signal; among ten answers are

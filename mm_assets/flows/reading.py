@@ -20,22 +20,27 @@ _Results = dict[str, pa.Table]  # object_id → rows
 
 
 def read_inputs(workspace: Workspace, step: str, group: Sequence[Prepared]) -> pa.Table | None:
-    """Return what a step extracts from, of the objects of which all is there that it reads; None for segments alone.
+    """Return what a step extracts from, of the objects of which all is there that it reads.
 
     What was skipped, given up or never asked for counts as nothing. An object of which something is not over, or is
     lost, gets its end here: it waits, and what is lost is made again.
+
+    Returns
+    -------
+    None for a step that reads segments alone, and where no object is left
     """
     needs = read_steps(step, workspace.extractors)
     if not needs:
         return None
     ready = {need: _ready(workspace, step, need, group) for need in needs}
     found = {need: _read(workspace, step, need, _open(step, ready[need])) for need in needs}
-    able = [prepared.claim.known.object_id for prepared in _open(step, group)]
-    parts = {need: [of[object_id] for object_id in able if object_id in of] for need, of in found.items()}
+    able = _open(step, group)
+    if not able:
+        return None
+    ids = [prepared.claim.known.object_id for prepared in able]
+    parts = {need: [of[object_id] for object_id in ids if object_id in of] for need, of in found.items()}
     tables = {need: pa.concat_tables(rows) for need, rows in parts.items() if rows}
-    segments = [_segments(prepared) for prepared in _open(step, group)]
-    if segments:
-        tables["segments"] = pa.concat_tables(segments)
+    tables["segments"] = pa.concat_tables([_segments(prepared) for prepared in able])
     return workspace.extractors[step].gather(tables)
 
 

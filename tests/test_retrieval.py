@@ -368,8 +368,9 @@ def meaning(tmp_path: Path, *scores: float) -> MeaningSignal:
     flat = pa.array(np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32).reshape(-1))
     ids = [f"piece{n}" for n in range(len(scores))]
     rows = pa.table({"piece_id": ids, "vector": pa.FixedSizeListArray.from_arrays(flat, 2)})
-    write_part(tmp_path / "part", rows, "piece_id")
-    index = build_index(Rows.of_parts([Part("part", tmp_path / "part")]), exact_rows=100, min_recall=0.0)
+    file = tmp_path / f"part{len(scores)}"
+    write_part(file, rows, "piece_id")
+    index = build_index(Rows.of_parts([Part(file.name, file)], 2), exact_rows=100, min_recall=0.0)
 
     class Encoder:
         def load(self) -> None:

@@ -235,12 +235,27 @@ _TABLES = (
         ("segment_id",),
     ),
     Table(
+        "text_embeddings",
+        "One row per piece of what is said, shown on screen or written on a page: its unit vector in the text space.",
+        (
+            *_SEGMENT,
+            Column("piece_id", pa.string(), "id of this piece: that of its text, and its place in it"),
+            Column("text_id", pa.string(), "utterance_id, line_id of the first line of an image, or of a text layer"),
+            *_PLACE,
+            Column("kind", pa.string(), "said | shown"),
+            Column("text", pa.string(), "the piece: whole words, as many as the model reads at once"),
+            Column("vector", VECTOR, "unit length"),
+            *_RECIPE,
+        ),
+        ("piece_id",),
+    ),
+    Table(
         "indexed_vectors",
         "One row per vector that search can find, and in which generation of the index.",
         (
             *_SEGMENT,
-            Column("space", pa.string(), "visual | face"),
-            Column("item_id", pa.string(), "segment_id, or face_id in the face space"),
+            Column("space", pa.string(), "visual | face | text"),
+            Column("item_id", pa.string(), "segment_id, face_id in the face space, piece_id in the text space"),
             Column("vector_id", pa.int64(), "id inside the FAISS index"),
             *_GENERATION,
         ),
@@ -311,5 +326,6 @@ STEP_TABLES = (
     "ocr_text",
     "transcripts",
     "media_quality",
+    "text_embeddings",
 )
 JUDGEMENT_TABLES = ("indexed_vectors", "tags", "cluster_assignments", "anomaly_scores")

@@ -35,6 +35,7 @@ class Space:
 SPACES: Mapping[str, Space] = {
     "visual": Space("visual", ("visual_embeddings",), "segment_id"),
     "face": Space("face", ("faces",), "face_id"),
+    "text": Space("text", ("text_embeddings",), "piece_id"),
 }
 WORDS = Space("words", ("transcripts", "ocr_text", "segments"), "text_id")
 ALL_SPACES = (*SPACES.values(), WORDS)

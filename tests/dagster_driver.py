@@ -49,8 +49,21 @@ class Driver:
         )
 
     def ingest(self, resource: FakeWorkspaceResource | None = None) -> list[dg.ExecuteInProcessResult]:
-        """Plan everything and run every batch."""
-        return [self.run("ingest_job", batch, resource=resource) for batch in self.plan()]
+        """Plan everything and run every batch; returns these runs. What reads their results is run as well."""
+        results = []
+        for batch in self.plan():
+            result = self.run("ingest_job", batch, resource=resource)
+            results += [] if self.reads(batch) else [result]
+        planned = self.plan()
+        for batch in filter(self.reads, planned):
+            self.run("ingest_job", batch, resource=resource)
+        # What failed is not tried again here.
+        self.workspace.ledger.work.release_batches([batch.batch_id for batch in planned if not self.reads(batch)])
+        return results
+
+    def reads(self, batch: Batch) -> bool:
+        """Whether a batch is of steps that read the results of others."""
+        return set(batch.steps) <= self.workspace.reads().keys()
 
     def tick(self, sensor: str, cursor: str | None = None, resource: FakeWorkspaceResource | None = None) -> Any:
         """Evaluate a sensor as the daemon does; returns its SensorExecutionData."""

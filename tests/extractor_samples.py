@@ -20,6 +20,7 @@ from mm_assets.extractors.packs import Pack, load_pack
 from mm_assets.extractors.registry import build_extractor
 from mm_assets.schemas import TABLES
 from mm_assets.settings import ModelSettings
+from mm_assets.wording import SCHEMA as WORDING
 
 CHUNK_S = 12.0
 SCHEMA = TABLES["segments"].arrow_schema()
@@ -83,9 +84,21 @@ def spoken(seconds: float = CHUNK_S, lead_s: float = 0.4, seed: int = 7) -> tupl
         at_s += utterance.duration_s + 0.5
 
 
+def texts() -> pa.Table:
+    """Six texts of several objects: short, long, with signs that are no words, and a blank one."""
+    said = ["A red circle below a blue square.", "We see Anna and a purple ring.", "  "]
+    shown = ["Ärger & ключ — 你好!", "a yellow star\non a green background", "a black tree near the white house " * 9]
+    rows = []
+    for k, text in enumerate([*said, *shown]):
+        row = segment(k, "audio" if k < len(said) else "page", page_number=None if k < len(said) else k)
+        ids = {"text_id": f"{row['segment_id']}-0000", "kind": "said" if k < len(said) else "shown"}
+        rows.append({**row, **ids, "text": text, "pieces": []})
+    return pa.Table.from_pylist([{name: row[name] for name in WORDING.names} for row in rows], WORDING)
+
+
 @cache
 def segments_for(step: str) -> pa.Table:
-    """Six segments that the step takes, of several objects, sizes and kinds."""
+    """Six segments (or texts) that the step takes, of several objects, sizes and kinds."""
     if step == "transcripts":
         sounds = [spoken(seed=seed)[0] for seed in (7, 8, 9, 10)] + [np.zeros(16_000), spoken(seed=11)[0][: 5 * 16_000]]
         return table_of(
@@ -94,6 +107,8 @@ def segments_for(step: str) -> pa.Table:
                 for k, sound in enumerate(sounds)
             ]
         )
+    if step == "text_embeddings":
+        return texts()
     frames = [image for _, image, _ in drawn()]
     pictures: list[tuple[str, Any, dict[str, Any]]] = [
         ("scene", frames[0], {"start_s": 1.5, "end_s": 4.0, "motion_frac": 0.01}),

@@ -22,6 +22,7 @@ from mm_assets.extractors.open_clip import OpenClipExtractor
 from mm_assets.extractors.packs import Pack
 from mm_assets.extractors.quality import QualityExtractor
 from mm_assets.extractors.tesseract import TesseractExtractor
+from mm_assets.extractors.text_embeddings import TextEmbeddingExtractor
 from mm_assets.extractors.ultralytics import UltralyticsExtractor
 from mm_assets.extractors.whisper import WhisperExtractor
 from mm_assets.flows.workspace import Workspace
@@ -132,6 +133,28 @@ class FakeListener(HashExtractor, WhisperExtractor):
         return values | {"confidence": [0.6] * n, "no_speech_frac": [0.1] * n, "words": [[]] * n}
 
 
+class FakeMeaning(TextEmbeddingExtractor):
+    """Vectors of whole texts."""
+
+    fails_on = ""
+
+    def _load(self) -> None:
+        """There are no weights."""
+
+    def _extract(self, segments: pa.Table) -> pa.Table:
+        if self.fails_on and any(self.fails_on in key for key in segments["key"].to_pylist()):
+            raise ObjectError(Reason.MODEL_ERROR, "the fake model was told to fail")
+        ids = [f"{text_id}-0000" for text_id in segments["text_id"].to_pylist()]
+        contents = [text.encode() for text in segments["text"].to_pylist()]
+        return self._rows(
+            segments, list(range(segments.num_rows)), {"piece_id": ids, "vector": _vector_column(contents)}
+        )
+
+    def encode_texts(self, texts: Sequence[str]) -> Any:
+        """Give unit vectors of texts."""
+        return hash_vectors([text.encode() for text in texts])
+
+
 KINDS: tuple[type[Extractor], ...] = (
     FakeVision,
     FakeDetector,
@@ -139,6 +162,7 @@ KINDS: tuple[type[Extractor], ...] = (
     FakeReader,
     FakeListener,
     QualityExtractor,
+    FakeMeaning,
 )
 
 
@@ -147,7 +171,7 @@ def fake_extractors(settings: Settings, fails_on: str = "", failing_step: str = 
     asked = {step for source in settings.sources for step in source.steps}
     found: dict[str, Extractor] = {}
     for kind in KINDS:
-        dim = DIM if kind in {FakeVision, FakeFaces} else None
+        dim = DIM if kind in {FakeVision, FakeFaces, FakeMeaning} else None
         card = ModelCard(f"fake-{kind.step}", "1", "fakes", "Apache-2.0", Path(), dim=dim)
         if kind.step in asked:
             found[kind.step] = kind(card, None, Placement())

@@ -21,8 +21,14 @@ def plan(workspace: Workspace) -> list[Batch]:
 
 
 def process(workspace: Workspace) -> list[ObjectEnd]:
-    """Process all wanted work."""
-    return [end for batch in plan(workspace) for end in process_batch(workspace, batch.batch_id)]
+    """Process all wanted work, and then what reads its results; what failed meanwhile is not tried again."""
+    ends = [end for batch in plan(workspace) for end in process_batch(workspace, batch.batch_id)]
+    for batch in plan(workspace):
+        if set(batch.steps) <= workspace.reads().keys():
+            ends += process_batch(workspace, batch.batch_id)
+        else:
+            workspace.ledger.work.release_batches([batch.batch_id])
+    return ends
 
 
 def refresh(workspace: Workspace) -> None:

@@ -153,7 +153,7 @@ def test_single_lane_makes_an_object_anew(make_workspace: MakePlace, instance: d
     driver.ingest()
     result = driver.run("ingest_job", partition_key=driver.key("picture0.png"))
     assert result.success
-    assert set(materialized(result)) == {"raw_objects", "segments", *OF_PICTURES}
+    assert set(materialized(result)) == {"raw_objects", "segments", *OF_PICTURES, "text_embeddings"}
 
 
 def test_single_lane_judges_kept_vectors(make_workspace: MakePlace, instance: dg.DagsterInstance) -> None:
@@ -380,7 +380,9 @@ def decoded_then_inferred(driver: Driver) -> list[dg.ExecuteInProcessResult]:
     [decode] = driver.plan("decode_job")
     first = driver.run("decode_job", decode)
     [infer] = driver.plan("infer_job")
-    return [first, driver.run("infer_job", infer)]
+    second = driver.run("infer_job", infer)
+    [texts] = driver.plan("infer_job")
+    return [first, second, driver.run("infer_job", texts)]
 
 
 def test_no_job_skips_a_step(make_workspace: MakePlace, instance: dg.DagsterInstance) -> None:
@@ -392,16 +394,17 @@ def test_no_job_skips_a_step(make_workspace: MakePlace, instance: dg.DagsterInst
     driver.workspace = driver.place.open()
     results += [*driver.ingest(), driver.run("refresh_job")]
     assert {result.job_def.name for result in results} == {job.name for job in build_defs().jobs or []}
-    assert [result.success for result in results] == [True] * 4
-    assert [events_of(result, "STEP_SKIPPED") for result in results] == [[]] * 4
+    assert [result.success for result in results] == [True] * 5
+    assert [events_of(result, "STEP_SKIPPED") for result in results] == [[]] * 5
 
 
 def test_split_by_device_runs_each_step_once(make_workspace: MakePlace, instance: dg.DagsterInstance) -> None:
     """decode_job makes what needs no accelerator, infer_job the rest from stored segments; together they are all."""
     driver = driver_of(make_workspace("picture0.png", kubernetes={"split_by_device": True}), instance)
-    decode, infer = (set(materialized(result)) for result in decoded_then_inferred(driver))
+    decode, infer, texts = (set(materialized(result)) for result in decoded_then_inferred(driver))
     assert decode == {"raw_objects", "segments", "ocr_text", "media_quality"}
     assert infer == {"visual_embeddings", "detected_objects", "faces"}
+    assert texts == {"text_embeddings"}
 
 
 def test_workspace_is_closed_when_a_run_fails(make_workspace: MakePlace, instance: dg.DagsterInstance) -> None:

@@ -30,6 +30,7 @@ ARTEFACTS = {
     "text_index",
     "vector_index/visual",
     "vector_index/face",
+    "vector_index/text",
     "cluster_model",
     "anomaly_baseline",
     "taxonomy",

@@ -174,7 +174,7 @@ def links_of_answers(place: Place) -> dict[str, str]:
     """Return segment → link, as search answers."""
     workspace = place.open()
     fakes: dict[str, Any] = fake_extractors(workspace.settings)
-    used = Models(fakes["visual_embeddings"], fakes["faces"], workspace.recipes)
+    used = Models(fakes["visual_embeddings"], fakes["faces"], fakes["text_embeddings"], workspace.recipes)
     retriever = Retriever(
         workspace.lake, used, cache=place.folder, link=lambda alias, key: link_to(workspace.settings, alias, key)
     )

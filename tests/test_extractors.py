@@ -23,10 +23,11 @@ from mm_assets.settings import ModelSettings
 
 pytestmark = pytest.mark.models
 STEPS = tuple(EXTRACTORS)
-WITH_WEIGHTS = ("visual_embeddings", "detected_objects", "faces", "transcripts")
+WITH_WEIGHTS = ("visual_embeddings", "detected_objects", "faces", "transcripts", "text_embeddings")
+OF_BYTES = tuple(step for step in STEPS if step != "text_embeddings")
 HEAVY = ("torch", "torchvision", "open_clip", "ultralytics", "insightface", "onnxruntime", "whisper", "cv2", "numba")
 # Batched matrix products add up in another order; the measured differences are ten times smaller.
-TOLERANCES = {"visual_embeddings": 1e-5, "detected_objects": 1e-2, "transcripts": 2.5e-2}
+TOLERANCES = {"visual_embeddings": 1e-5, "text_embeddings": 1e-5, "detected_objects": 1e-2, "transcripts": 2.5e-2}
 
 
 @pytest.fixture(params=STEPS)
@@ -51,7 +52,7 @@ def test_extract_gives_the_exact_schema_and_the_recipe(step: str) -> None:
     """Rows have the columns, order and types of the table, no null where none may be, and the recipe given."""
     rows = rows_of(step)
     assert rows.num_rows > 0
-    assert rows.schema.equals(TABLES[step].arrow_schema(demo_pack().cards[step].dim))
+    assert rows.schema.equals(TABLES[step].arrow_schema(extractor(step).card.dim))
     assert set(rows["recipe"].to_pylist()) == {"r1"}
     assert all(rows[field.name].null_count == 0 for field in rows.schema if not field.nullable)
 
@@ -116,6 +117,7 @@ def test_extract_gives_unit_vectors_and_numbers_in_range(step: str) -> None:
             assert -30 < row["box_y0_px"] < row["box_y1_px"] < 1310
 
 
+@pytest.mark.parametrize("step", OF_BYTES, indirect=True)
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "empty", "missing"])
 def test_extract_of_corrupt_bytes_is_an_object_error(step: str, damage: str) -> None:
     """Bytes that cannot be decoded are this object's fault, for ever, and never a crash of the batch's process."""
@@ -145,7 +147,7 @@ def test_extractor_pickles_without_its_model(step: str) -> None:
 @pytest.mark.parametrize("step", WITH_WEIGHTS)
 def test_load_refuses_weights_that_are_not_the_card_s(step: str, tmp_path: Path) -> None:
     """One flipped bit in any weight file is refused before a library sees the file."""
-    kind, card = extractor_class(step), demo_pack().cards[step]
+    kind, card = extractor_class(step), extractor(step).card
     for name in card.files:
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -234,12 +236,12 @@ def test_a_run_calls_no_one(tmp_path: Path) -> None:
 
 
 def test_registry_steps_are_the_packs_cards(step: str) -> None:
-    """Every step has a table, and the demo pack a card that its extractor carries unchanged."""
+    """Every step has a table, and the demo pack a card that its extractor carries unchanged: its own or a shared one."""
     built = build_extractor(step, demo_pack())
     assert step in known_steps()
     assert step in TABLES
     assert built.step == step
-    assert built.card == demo_pack().cards[step]
+    assert built.card == demo_pack().cards[built.model_of or step]
     assert built.card.digest
 
 

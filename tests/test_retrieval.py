@@ -19,12 +19,12 @@ from mm_assets.errors import ConfigError
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.processing import process_batch
 from mm_assets.flows.removing import erase, sweep
-from mm_assets.indexing import Part, Rows, write_part
+from mm_assets.indexing import GrownIndex, Part, Rows, build_index, write_part
 from mm_assets.ledger.dead import DeadFilter
 from mm_assets.resources.readers import open_retriever as open_product_retriever
 from mm_assets.retrieval import Models, Question, Retriever
 from mm_assets.retrieval.fusing import Fused, choose, fuse
-from mm_assets.retrieval.signals import Ranked
+from mm_assets.retrieval.signals import MeaningSignal, Ranked
 from mm_assets.retrieval.tables import segments_where
 from mm_assets.settings import Settings, SourceSettings
 from mm_assets.vectors import Floats, as_vector_ids
@@ -37,7 +37,12 @@ def open_retriever(place: Place, **options: Any) -> Retriever:
     """Open search over a place's lake, with the fakes that filled it."""
     workspace = place.open()
     models: dict[str, Any] = fake_extractors(workspace.settings)
-    used = Models(models["visual_embeddings"], models["faces"], options.pop("recipes", workspace.recipes))
+    used = Models(
+        models["visual_embeddings"],
+        models["faces"],
+        models["text_embeddings"],
+        options.pop("recipes", workspace.recipes),
+    )
     return Retriever(workspace.lake, used, cache=place.folder / "cache", **options)
 
 
@@ -68,7 +73,7 @@ def retriever(place: Place) -> Retriever:
         ({"text": " \x00\n "}, "text is empty"),
         ({"text": "x" * 10_000}, "10000 characters, 2000 at most"),
         ({"said": "..."}, "no word in"),
-        ({"text": "x", "spaces": ("smell",)}, "unknown signal 'smell'; there are visual, face, words"),
+        ({"text": "x", "spaces": ("smell",)}, "unknown signal 'smell'; there are visual, face, text, words"),
         ({"text": "x", "weights": {"words": -1.0}}, "no weight below 0"),
         ({"text": "x", "k": 0}, "k must be at least 1"),
         ({"text": "x", "diversify": 2.0}, "diversify between 0 and 1"),
@@ -196,17 +201,18 @@ def test_words_lead_to_where_they_stand(retriever: Retriever) -> None:
 
 
 def test_signals_can_be_chosen_and_weighed(retriever: Retriever) -> None:
-    """A free text asks what it looks like and where it stands; one of them alone where only that is wanted."""
+    """A free text asks what it looks like, what means it and where it stands; one alone where only that is wanted."""
     names = {
         signal["signal"]
-        for spaces in ((), ("visual",), ("words",))
+        for spaces in ((), ("visual",), ("text",), ("words",))
         for row in retriever.search(text="text", spaces=spaces)["signals"]
         for signal in row
         if spaces
     }
-    assert names == {"looks like the text", "said or shown"}
+    assert names == {"looks like the text", "means the text", "said or shown"}
     assert {s["signal"] for row in retriever.search(text="text", weights={"visual": 0.0})["signals"] for s in row} == {
-        "said or shown"
+        "means the text",
+        "said or shown",
     }
 
 
@@ -338,6 +344,68 @@ def test_texts_stay_until_their_own_table_shows_them(make_workspace: MakePlace) 
     assert set(open_retriever(place).search(said="words")["key"]) == {"clip.mp4"}
 
 
+def test_what_a_batch_says_is_found_by_meaning_before_any_refresh(make_workspace: MakePlace) -> None:
+    """And leaves with its object."""
+    place = make_workspace("picture0.png")
+    workspace = place.open()
+    ingest(workspace)
+    place.add("clip.mp4")
+    discover(workspace, "source")
+    process(workspace)
+    [found] = open_retriever(place).search(text="words", spaces=("text",), k=1).to_dicts()
+    assert (found["key"], found["why"], found["snippet"]) == ("clip.mp4", "means the text (1.00)", "words")
+    assert found["end_s"] > found["start_s"] >= 0
+    (place.source / "clip.mp4").unlink()
+    discover(workspace, "source")
+    refresh(workspace)
+    assert set(open_retriever(place).search(text="words", spaces=("text",))["key"]) == {"picture0.png"}
+    assert not list(place.lake.glob("arrivals/text/*/*.parquet"))
+
+
+def meaning(tmp_path: Path, *scores: float) -> MeaningSignal:
+    """Compare texts that have these cosines with every question."""
+    angles = np.arccos(np.array(scores))
+    flat = pa.array(np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32).reshape(-1))
+    ids = [f"piece{n}" for n in range(len(scores))]
+    rows = pa.table({"piece_id": ids, "vector": pa.FixedSizeListArray.from_arrays(flat, 2)})
+    file = tmp_path / f"part{len(scores)}"
+    write_part(file, rows, "piece_id")
+    index = build_index(Rows.of_parts([Part(file.name, file)], 2), exact_rows=100, min_recall=0.0)
+
+    class Encoder:
+        def load(self) -> None:
+            """Nothing."""
+
+        def encode_texts(self, texts: Sequence[str]) -> Floats:
+            return np.array([[1.0, 0.0]] * len(texts), np.float32)
+
+    return MeaningSignal(GrownIndex(index, []), Encoder())
+
+
+def test_meaning_counts_where_few_are_near(tmp_path: Path) -> None:
+    """Far texts say nothing, and neither do many near ones; all are ranked for who asks for this signal alone."""
+    few = meaning(tmp_path, 0.99, 0.9, 0.5, 0.1)
+    [ranked] = few.rank(Question(text="q"), 100, None)
+    np.testing.assert_allclose(ranked.scores, [0.99, 0.9], atol=1e-6)
+    [ranked] = few.rank(Question(text="q", spaces=("text",)), 100, None)
+    assert len(ranked.ids) == 4
+    assert meaning(tmp_path, *[0.99] * 11).rank(Question(text="q"), 100, None) == []
+    assert meaning(tmp_path, 0.5).rank(Question(text="q"), 100, None) == []
+
+
+def test_texts_of_other_models_are_left_out_or_refused(make_workspace: MakePlace) -> None:
+    """A question goes on without them and says so, unless it asks for them."""
+    place = make_workspace("clip.mp4")
+    workspace = place.open()
+    ingest(workspace)
+    retriever = open_retriever(place, recipes={**workspace.recipes, "text_embeddings": "another"})
+    answer = retriever.ask(Question(text="words"))
+    assert any("text index" in note for note in answer.notes)
+    assert not any("means" in why for why in answer.frame["why"])
+    with pytest.raises(ConfigError, match="text index was made by another model"):
+        retriever.search(text="words", spaces=("text",))
+
+
 def test_a_running_search_sees_new_batches(make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A retriever that is open looks again; what was erased meanwhile is found no more."""
     monkeypatch.setattr("mm_assets.retrieval.retriever._CHECKED_EVERY_S", 0.0)
@@ -360,7 +428,9 @@ def test_a_running_search_sees_new_batches(make_workspace: MakePlace, monkeypatc
 
 def test_arrivals_beyond_the_bound_are_told(make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory stays bounded during a backlog, and the answer says that it is not the whole."""
-    monkeypatch.setattr("mm_assets.retrieval.retriever._ARRIVED_BYTES", dict.fromkeys(("visual", "face", "words"), 10))
+    monkeypatch.setattr(
+        "mm_assets.retrieval.retriever._ARRIVED_BYTES", dict.fromkeys(("visual", "face", "text", "words"), 10)
+    )
     place = make_workspace("picture0.png")
     workspace = place.open()
     ingest(workspace)
@@ -471,7 +541,7 @@ def test_a_face_is_asked_for_by_the_largest_in_the_picture(place: Place, tmp_pat
 
     finder, workspace = Finder(), place.open()
     encoder: Any = fake_extractors(workspace.settings)["visual_embeddings"]
-    retriever = Retriever(workspace.lake, Models(encoder, finder, workspace.recipes), cache=tmp_path)
+    retriever = Retriever(workspace.lake, Models(encoder, finder, encoder, workspace.recipes), cache=tmp_path)
     answer = retriever.ask(Question(face=picture))
     assert answer.notes == (f"2 faces are in {picture}; the largest one is asked for",)
     assert answer.frame["segment_id"][0] == faces["segment_id"][0].as_py()

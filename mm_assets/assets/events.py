@@ -80,7 +80,7 @@ def version_tags(workspace: Workspace, object_id: str, step: str) -> dict[str, s
         "dagster/data_version_is_user_provided": "true",
         "dagster/code_version": code_version,
     }
-    for need in upstream(step):
+    for need in upstream(step, workspace.extractors):
         tags[f"dagster/input_data_version/{need}"] = data_version(need)
         tags[f"dagster/input_event_pointer/{need}"] = "NULL"
     return tags

@@ -24,29 +24,33 @@ from mm_assets.ledger import Claim, KnownObject
 from mm_assets.partitions import OBJECTS
 from mm_assets.resources.workspace import WorkspaceResource
 from mm_assets.schemas import JUDGEMENT_TABLES, TABLES
+from mm_assets.spaces import SPACES
 
 OWNERS = ["team:mm-assets"]
 _BACKFILL_OBJECTS = 128
 _JUDGED_STEP = "visual_embeddings"
 _JUDGED_FROM = {
-    "indexed_vectors": ("visual_embeddings", "faces", "vector_index/visual", "vector_index/face"),
+    "indexed_vectors": tuple(name for s in SPACES.values() for name in (s.table, f"vector_index/{s.name}")),
     "tags": ("visual_embeddings", "taxonomy"),
     "cluster_assignments": ("visual_embeddings", "cluster_model"),
     "anomaly_scores": ("visual_embeddings", "anomaly_baseline"),
 }
 
 
+KINDS = {step: extractor_class(step) for step in known_steps()}
+
+
 def _step_spec(step: str) -> dg.AssetSpec:
     if step in DECODING_STEPS:
         code_version, library, description = DECODING_CODE_VERSIONS[step], "python", TABLES[step].description
     else:
-        extractor = extractor_class(step)
+        extractor = KINDS[step]
         code_version, library = extractor.code_version, extractor.__module__.rpartition(".")[2].replace("_", "")
         description = TABLES[step].description if step in TABLES else (extractor.__doc__ or "").partition("\n")[0]
     group = {"raw_objects": "raw", "segments": "segments"}.get(step, "features")
     return dg.AssetSpec(
         step,
-        deps=list(upstream(step)),
+        deps=list(upstream(step, KINDS)),
         description=description,
         group_name=group,
         kinds={library, "parquet"},

@@ -25,7 +25,7 @@ _space_option = click.option(
     type=click.Choice([*SPACES, WORDS.name]),
     default="visual",
     show_default=True,
-    help="Which index: keyframes, faces, or what is said and shown.",
+    help="Which index: keyframes, faces, what is said and shown by meaning, or by words.",
 )
 _force_option = click.option("--force", is_flag=True, help="Replace what is there.")
 

@@ -42,13 +42,13 @@ _PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--diversify", type=click.FloatRange(0, 1), default=0.0, help="0…1: prefer answers that differ.")
 @click.option("--collapse", is_flag=True, help="Leave out near-duplicates of better answers.")
 @click.option(
-    "--spaces", metavar="NAMES", callback=not_blank, help="Signals to use: visual, face, words; default: all."
+    "--spaces", metavar="NAMES", callback=not_blank, help="Signals to use: visual, face, text, words; default: all."
 )
 @click.option("--explain", is_flag=True, help="Show the place that each signal gave.")
 @json_option
 @config_option
 def search(*, config: Path | None, as_json: bool, explain: bool, limit: int, spaces: str, **asked: Any) -> None:
-    """Find moments: what looks like TEXT, or says or shows its words; what looks like a picture; who is on it.
+    """Find moments: what looks like TEXT, means it or has its words; what looks like a picture; who is on it.
 
     Everything that is given counts: moments that several signals name come first (reciprocal rank fusion, k = 60), so
     scores compare within one answer only. Needs the lake and the models, nothing else.

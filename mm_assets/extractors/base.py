@@ -90,6 +90,8 @@ class Extractor(ABC):
     code_version : raised by hand whenever results change
     takes : kinds of segment it reads (scene, image, page, audio)
     columns : columns of ``segments`` it reads beside ids and place
+    reads : steps whose results it reads; but for ``segments`` these may be missing, and are over before it begins
+    model_of : the step whose model it uses where a pack has none of its own for it
     gpu : True where the work belongs on an accelerator
     packages : modules that must be installed
     defaults : parameters and their default values; all of them are part of the recipe
@@ -99,6 +101,8 @@ class Extractor(ABC):
     code_version: ClassVar[str]
     takes: ClassVar[frozenset[str]]
     columns: ClassVar[tuple[str, ...]]
+    reads: ClassVar[tuple[str, ...]] = ("segments",)
+    model_of: ClassVar[str] = ""
     gpu: ClassVar[bool] = True
     packages: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -151,8 +155,17 @@ class Extractor(ABC):
             self._load()
             self._is_loaded = True
 
+    def gather(self, results: Mapping[str, pa.Table]) -> pa.Table:
+        """Return what ``extract`` takes, of the results that this step ``reads``: segments, where it says nothing else.
+
+        Parameters
+        ----------
+        results : step → rows, of some objects; a step that gave none is absent
+        """
+        return results["segments"]
+
     def extract(self, segments: pa.Table, recipe: str = "") -> pa.Table:
-        """Return the rows of this step for these segments.
+        """Return the rows of this step for these segments, or whatever else ``gather`` gives.
 
         Parameters
         ----------

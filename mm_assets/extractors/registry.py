@@ -23,6 +23,7 @@ EXTRACTORS: Mapping[str, str] = {
     "ocr_text": "mm_assets.extractors.tesseract:TesseractExtractor",
     "transcripts": "mm_assets.extractors.whisper:WhisperExtractor",
     "media_quality": "mm_assets.extractors.quality:QualityExtractor",
+    "text_embeddings": "mm_assets.extractors.text_embeddings:TextEmbeddingExtractor",
 }
 
 
@@ -62,7 +63,7 @@ def build_extractor(
     if unknown:
         msg = f"{step} has no parameters {', '.join(unknown)}; known: {', '.join(kind.defaults) or 'none'}"
         raise ConfigError(msg)
-    card = pack.cards.get(step)
+    card = pack.cards.get(step) or pack.cards.get(kind.model_of)
     if card is None:
         if step in EXTRACTORS:
             msg = f"pack {pack.name} has no model for {step}; choose another pack or drop the step from `steps`"

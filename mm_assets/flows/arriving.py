@@ -31,7 +31,10 @@ def write_arrivals(
     results : step → object_id → rows
     """
     tables = {step: pa.concat_tables(of.values()) for step, of in results.items() if of}
-    layers = [read_layers(prepared) for prepared in group if prepared.segments is not None]
+    decoded = [
+        prepared for prepared in group if ("segments", "done") in {(end.step, end.state) for end in prepared.ends}
+    ]
+    layers = [read_layers(prepared) for prepared in decoded]
     if layers:
         tables[_SEGMENTS] = pa.concat_tables(layers)
     for space, part, rows in _rows(workspace, tables):

@@ -5,7 +5,7 @@ Put here: forming batches, narrowing a failure down, committing results. Keep ou
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +15,7 @@ from mm_assets.errors import ConfigError, ObjectError, Reason, ServiceError
 from mm_assets.extractors.base import Extractor
 from mm_assets.flows import ends
 from mm_assets.flows.preparing import Prepared
+from mm_assets.flows.reading import read_inputs, slices
 from mm_assets.flows.recipes import provenance
 from mm_assets.flows.workspace import Workspace
 
@@ -58,11 +59,13 @@ def extract_step(workspace: Workspace, step: str, group: Sequence[Prepared]) -> 
         if prepared not in able:
             prepared.ends.append(ends.without_input(step, extractor.takes))
     adopted = _adopt(workspace, step, [prepared for prepared in able if prepared.is_adopted])
-    able = [prepared for prepared in able if prepared.claim.known.object_id not in adopted]
+    started = time.monotonic()
+    inputs = read_inputs(workspace, step, [prepared for prepared in able if step in prepared.open_steps])
+    able = [prepared for prepared in able if step in prepared.open_steps]
     if not able:
         return adopted
-    started = time.monotonic()
-    rows, errors = _run(extractor, able, workspace.recipes[step])
+    chunks = _chunks(extractor, able) if inputs is None else slices(inputs, extractor.place.batch_size)
+    rows, errors = _run(extractor, chunks, workspace.recipes[step])
     if len(errors) == len(able):
         _check_systemic(workspace, step, list(errors.values()))
     seconds = (time.monotonic() - started) / len(able)
@@ -106,12 +109,12 @@ def _has_kind(prepared: Prepared, extractor: Extractor) -> bool:
 
 
 def _run(
-    extractor: Extractor, group: Sequence[Prepared], recipe: str
+    extractor: Extractor, chunks: Iterable[pa.Table], recipe: str
 ) -> tuple[dict[str, list[pa.Table]], dict[str, ObjectError]]:
     rows: dict[str, list[pa.Table]] = defaultdict(list)
     errors: dict[str, ObjectError] = {}
     extractor.load()
-    for chunk in _chunks(extractor, group):
+    for chunk in chunks:
         for part, outcome in _try(extractor, chunk, recipe, errors):
             for object_id in part:
                 rows[object_id].append(outcome.filter(pc.equal(outcome.column("object_id"), object_id)))

@@ -22,7 +22,7 @@ class Lease:
         self._ledger = workspace.ledger
         self._owner = owner
         self._lease_s = workspace.settings.runs.lease_s
-        self._recipes = workspace.recipes
+        self._recipes, self._reads = workspace.recipes, workspace.reads()
         self._n_held = sum(len(claim.steps) for claim in claims)
         self._is_lost = False
         self._lock = threading.Lock()
@@ -36,7 +36,7 @@ class Lease:
     def finish(self, ends: Sequence[Finished]) -> list[bool]:
         """Write ends; returns which were accepted: others had been taken over by somebody else."""
         with self._lock:
-            accepted = self._ledger.work.finish(ends, self._recipes)
+            accepted = self._ledger.work.finish(ends, self._recipes, self._reads)
             self._n_held -= sum(accepted)
         return accepted
 

@@ -2,11 +2,15 @@
 
 Put here: which steps a batch runs, which sources it takes from, and freeing what dead workers held. Keep out: starting
 runs.
+
+A step that reads what other extractors found comes in batches of its own, once those are over for an object: done,
+skipped or dead. Whoever plans again after a batch finds them.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from mm_assets.flows.processing import is_dead_here, new_owner, steps_for_pods
+from mm_assets.flows.recipes import waves
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import Batch
 
@@ -50,14 +54,42 @@ def plan_batches(workspace: Workspace, *, limit: int = 1_000) -> dict[str, list[
     }
 
 
+_Needs = Mapping[str, Mapping[str, str]]
+
+
 def _plan(workspace: Workspace, steps: tuple[str, ...], aliases: Collection[str], limit: int) -> list[Batch]:
+    """Plan the last wave first: objects that were begun are finished before more are."""
+    planned: list[Batch] = []
+    for wave in reversed(waves(steps, workspace.extractors)):
+        for needs, alike in _by_needs(workspace, wave, aliases):
+            planned += _plan_wave(workspace, wave, needs, alike, limit - len(planned))
+    return planned
+
+
+def _by_needs(workspace: Workspace, wave: tuple[str, ...], aliases: Collection[str]) -> list[tuple[_Needs, list[str]]]:
+    """Group sources by what must be over before the steps of a wave: a source may not ask for all that they read."""
+    groups: list[tuple[_Needs, list[str]]] = []
+    for alias in aliases:
+        of_source = workspace.needs(alias)
+        needs = {step: of_source[step] for step in wave}
+        alike = next((group for known, group in groups if known == needs), None)
+        if alike is None:
+            groups.append((needs, [alias]))
+        else:
+            alike.append(alias)
+    return groups
+
+
+def _plan_wave(
+    workspace: Workspace, steps: tuple[str, ...], needs: _Needs, aliases: Collection[str], limit: int
+) -> list[Batch]:
     runs = workspace.settings.runs
     recipes = {step: workspace.recipes[step] for step in steps}
     if not recipes or not limit:
         return []
     return workspace.ledger.work.plan(
         recipes,
-        needs=workspace.needs(),
+        needs=needs,
         aliases=aliases,
         size=runs.batch_objects,
         max_tries=runs.max_tries,

@@ -186,8 +186,13 @@ class Preparer:
             return self._workspace.lake.has_result("segments", recipe, object_id)
 
     def _fetch(self, prepared: Prepared) -> bool:
-        """Bring the segments of an earlier run; returns False where they cannot be read."""
+        """Bring the segments of an earlier run; returns False where they cannot be read.
+
+        Pictures and sound stay in the lake where no step of the claim reads them.
+        """
         recipe = self._workspace.recipes["segments"]
+        if not self._needs_media(prepared.claim):
+            return self._fetch_small(prepared, recipe)
         file = prepared.folder / "segments.parquet"
         with _no_fault_of_the_object():
             self._workspace.lake.fetch_result("segments", recipe, prepared.claim.known.object_id, file)
@@ -198,6 +203,24 @@ class Preparer:
         except (pa.ArrowException, OSError):  # pyarrow raises the one or the other
             file.unlink()
             return False
+        return True
+
+    def _needs_media(self, claim: Claim) -> bool:
+        """Whether a step of a claim reads pictures or sound."""
+        extractors = [self._workspace.extractors.get(step) for step in claim.steps]
+        private = TABLES["segments"].private
+        return any(extractor is None or private & set(extractor.columns) for extractor in extractors)
+
+    def _fetch_small(self, prepared: Prepared, recipe: str) -> bool:
+        """Bring the columns of segments that are no media."""
+        schema, object_id = TABLES["segments"].published_schema(), prepared.claim.known.object_id
+        with _no_fault_of_the_object():
+            [rows] = self._workspace.lake.read_results("segments", [(recipe, object_id)], schema.names)
+            if rows is None:
+                return False
+            file = prepared.folder / "segments.parquet"
+            pq.write_table(rows, file)
+        self._hold(prepared, file)
         return True
 
     @staticmethod

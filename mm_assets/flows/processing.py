@@ -128,7 +128,9 @@ def _process_group(
 ) -> Iterator[ObjectEnd]:
     try:
         with finishing():
-            rows = {step: extract_step(workspace, step, group) for step in workspace.extractors}
+            # In the order of the recipes: a step after those whose results it reads.
+            in_order = [step for step in workspace.recipes if step in workspace.extractors]
+            rows = {step: extract_step(workspace, step, group) for step in in_order}
             lease.check()  # of what left since, a sweep looks for files as long as it is under work, and not after
             judgements = judge.judge(name, rows.get("visual_embeddings", {}))
             write_arrivals(workspace, name, group, rows)

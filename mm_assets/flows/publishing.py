@@ -23,7 +23,7 @@ from mm_assets.flows.indexes import indexed_ids
 from mm_assets.flows.judging import JUDGEMENTS, judge_vectors
 from mm_assets.flows.locking import BusyError, held
 from mm_assets.flows.receipts import intend_rows
-from mm_assets.flows.recipes import upstream
+from mm_assets.flows.recipes import Extractors, upstream
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
 from mm_assets.lake import read_provenance
@@ -71,7 +71,7 @@ def promote_recipes(workspace: Workspace) -> dict[str, str]:
     published = workspace.ledger.catalog.published()
     changed = {step: recipe for step, recipe in workspace.recipes.items() if published.get(step) != recipe}
     ready = {}
-    for group in _connected(set(changed)):
+    for group in _connected(set(changed), workspace.extractors):
         is_first = all(step not in published for step in group)
         if is_first or all(workspace.ledger.work.complete(step, changed[step], aliases) for step in group):
             ready.update({step: changed[step] for step in group})
@@ -118,11 +118,11 @@ def is_listed(workspace: Workspace) -> bool:
     return not workspace.ledger.restoring.is_under_way() and all(scan.finished_at is not None for scan in scans)
 
 
-def _connected(steps: set[str]) -> list[set[str]]:
+def _connected(steps: set[str], extractors: Extractors) -> list[set[str]]:
     """Group steps that reach each other through changed steps."""
     groups: list[set[str]] = []
     for step in sorted(steps):
-        near = {step, *(set(upstream(step)) & steps)}
+        near = {step, *(set(upstream(step, extractors)) & steps)}
         touching = [group for group in groups if group & near]
         groups = [group for group in groups if group not in touching] + [near.union(*touching)]
     return groups
@@ -254,9 +254,9 @@ def _foresee(workspace: Workspace, file: ShardFile, token: int) -> None:
 def _gather(workspace: Workspace, step: str, shard: int, recipe: str) -> tuple[pa.Table, int]:
     """Return the rows of a shard: those already published, and the results that are new to it."""
     states = workspace.ledger.work.of_shard(shard, {step: recipe})
-    done = [known.object_id for known, work in states if work["n_rows"]]
-    empty = _empty(workspace, step)
-    kept = _kept(workspace, step, shard, recipe, done, empty.schema)
+    counts: dict[str, Any] = {known.object_id: work["n_rows"] for known, work in states if work["n_rows"]}
+    done, empty = list(counts), _empty(workspace, step)
+    kept = _kept(workspace, step, shard, recipe, counts, empty.schema)
     have = set(kept["object_id"].unique().to_pylist()) if kept is not None else set()
     new = [object_id for object_id in done if object_id not in have]
     results = workspace.lake.read_results(step, [(recipe, object_id) for object_id in new], empty.schema.names)
@@ -270,17 +270,24 @@ def _gather(workspace: Workspace, step: str, shard: int, recipe: str) -> tuple[p
 
 
 def _kept(
-    workspace: Workspace, step: str, shard: int, recipe: str, done: list[str], schema: pa.Schema
+    workspace: Workspace, step: str, shard: int, recipe: str, counts: Mapping[str, int], schema: pa.Schema
 ) -> pa.Table | None:
-    """Return the rows of the published file that still hold; none where it is not the file that the ledger knows."""
+    """Return the rows of the published file that still hold; none where it is not the file that the ledger knows.
+
+    Parameters
+    ----------
+    counts : object → rows of its result; an object with another number was made again since
+    """
     old = workspace.lake.read_shard(step, shard)
     known = workspace.ledger.catalog.shard_files().get((step, shard))
     if old is None or known is None or old.schema.names != schema.names:
         return None
     if read_provenance(old.schema).get("fingerprint") != known.fingerprint:
         return None
-    is_live = pc.is_in(old["object_id"], pa.array(done, pa.string()))
-    kept = old.filter(pc.and_(is_live, pc.equal(old["recipe"], recipe)))
+    old = old.filter(pc.equal(old["recipe"], recipe))
+    found = pc.value_counts(old["object_id"]).to_pylist()
+    same = [row["values"] for row in found if counts.get(row["values"]) == row["counts"]]
+    kept = old.filter(pc.is_in(old["object_id"], pa.array(same, pa.string())))
     return kept if kept.num_rows else None  # rows of another recipe may have vectors of another dimension
 
 

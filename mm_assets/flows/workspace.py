@@ -13,7 +13,7 @@ from mm_assets.buckets.traffic import Traffic
 from mm_assets.errors import ConfigError
 from mm_assets.extractors.base import Extractor
 from mm_assets.extractors.packs import Pack
-from mm_assets.flows.recipes import build_recipes, upstream, with_upstream
+from mm_assets.flows.recipes import DECODING_STEPS, build_recipes, read_steps, upstream, with_upstream
 from mm_assets.lake import Lake
 from mm_assets.ledger import Ledger
 from mm_assets.settings import Location, Settings, SourceSettings
@@ -76,11 +76,23 @@ class Workspace:
 
     def recipes_of(self, alias: str) -> dict[str, str]:
         """Return step → recipe of the steps that a source asks for, and what they need."""
-        return {step: self.recipes[step] for step in with_upstream(self.settings.source(alias).steps)}
+        return {step: self.recipes[step] for step in self._steps_of(alias)}
 
-    def needs(self) -> dict[str, dict[str, str]]:
-        """Return step → (needed step → recipe)."""
-        return {step: {need: self.recipes[need] for need in upstream(step)} for step in self.recipes}
+    def needs(self, alias: str) -> dict[str, dict[str, str]]:
+        """Return step → (needed step → recipe); of what steps read of each other, only what a source asks for."""
+        asked = {*DECODING_STEPS, *self._steps_of(alias)}
+        return {
+            step: {need: self.recipes[need] for need in upstream(step, self.extractors) if need in asked}
+            for step in self.recipes
+        }
+
+    def reads(self) -> dict[str, dict[str, str]]:
+        """Return step → (read step → recipe), of the steps that read the results of extractors."""
+        found = {step: read_steps(step, self.extractors) for step in self.extractors}
+        return {step: {need: self.recipes[need] for need in needs} for step, needs in found.items() if needs}
+
+    def _steps_of(self, alias: str) -> tuple[str, ...]:
+        return with_upstream(self.settings.source(alias).steps, self.extractors)
 
     def close(self) -> None:
         """Release the database."""

@@ -9,7 +9,7 @@ from mm_assets.ledger.catalog import PUBLISH_LOCK, Catalog, ShardFile
 from mm_assets.ledger.database import Ledger
 from mm_assets.ledger.objects import ObjectBook, Refusal
 from mm_assets.ledger.scans import LostCursorError, Scan
-from mm_assets.ledger.tables import FORBIDDEN, NO_INPUT, SEGMENTS_DEAD
+from mm_assets.ledger.tables import FORBIDDEN, NO_INPUT, SEGMENTS_DEAD, WAITS_FOR_INPUT
 from mm_assets.ledger.transactions import LedgerUnavailableError
 from mm_assets.ledger.versions import KnownObject, PageDelta, SeenObject
 from mm_assets.ledger.watches import KnownMatch, Match, Watch
@@ -20,6 +20,7 @@ __all__ = [
     "NO_INPUT",
     "PUBLISH_LOCK",
     "SEGMENTS_DEAD",
+    "WAITS_FOR_INPUT",
     "Batch",
     "Catalog",
     "Claim",

@@ -129,7 +129,7 @@ class WorkReader:
         be for objects that we may not read: a few of them hold nothing back, many look like lost rights.
         """
         of_step = and_(WORK.c.step == step, WORK.c.recipe == recipe)
-        is_forbidden = func.coalesce(WORK.c.reason, "") == FORBIDDEN
+        is_forbidden = _is_forbidden()
         is_open = and_(WORK.c.state.in_(OPEN_STATES), of_step, _of_sources(aliases))
         still_open = select(WORK.c.object_id).where(is_open, ~is_forbidden)
         no_row = ~select(WORK.c.object_id).where(WORK.c.object_id == OBJECTS.c.object_id, of_step).exists()
@@ -215,6 +215,13 @@ def _of_sources(aliases: Collection[str]) -> ColumnElement[bool]:
     """Return the condition for rows of work of live versions of these sources."""
     of_one = select(OBJECTS.c.object_id).where(OBJECTS.c.object_id == WORK.c.object_id, IS_LIVE)
     return of_one.where(OBJECTS.c.alias.in_(list(aliases))).exists()
+
+
+def _is_forbidden() -> ColumnElement[bool]:
+    """Return the condition for work on objects that we may not read; what reads other steps' results waits for those."""
+    other = WORK.alias("other")
+    waits = select(other.c.object_id).where(other.c.object_id == WORK.c.object_id, other.c.reason == FORBIDDEN)
+    return or_(func.coalesce(WORK.c.reason, "") == FORBIDDEN, waits.where(other.c.state.in_(OPEN_STATES)).exists())
 
 
 def _count(versions: ColumnElement[bool]) -> Select[Any]:

@@ -71,6 +71,8 @@ OBJECTS = Table(
 # Why a step was skipped; what begins with the second has no input of a kind that the step takes.
 SEGMENTS_DEAD, NO_INPUT = "segments_dead", "no "
 FORBIDDEN = "forbidden"  # why it waits: its source does not let us read it
+# Why it waits: a step whose results it reads is not over. What a worker holds is marked by the latter meanwhile.
+WAITS_FOR_INPUT, INPUT_CHANGED = "waits_for_input", "input_changed"
 
 WORK = Table(
     "work",

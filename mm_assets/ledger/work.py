@@ -10,16 +10,18 @@ database's clock.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, null, or_, select, update
 from sqlalchemy.engine import Connection, Row
 
 from mm_assets.errors import Reason
 from mm_assets.ledger.batches import BatchBook, change_work, lock_work, open_rows
 from mm_assets.ledger.clock import epoch_now
 from mm_assets.ledger.progress import IS_OF_LIVE, these, wanted_by_source
-from mm_assets.ledger.tables import IS_LIVE, OBJECTS, SEGMENTS_DEAD, WORK
+from mm_assets.ledger.reading import Reads, read_again, wait_for_inputs
+from mm_assets.ledger.tables import INPUT_CHANGED, IS_LIVE, OBJECTS, SEGMENTS_DEAD, WORK
 from mm_assets.ledger.transactions import retried
 from mm_assets.ledger.versions import KnownObject, chunks, known_object
 
@@ -122,6 +124,7 @@ class WorkBook(BatchBook):
                 dead["error"] = f"the worker died {max_claims} times over this object"
                 connection.execute(update(WORK).where(rows, WORK.c.claims >= max_claims).values(**dead))
             values = {"state": "claimed", "owner": owner, "lease_until": epoch_now() + lease_s, "changed_at": now}
+            values["reason"] = case((WORK.c.reason == INPUT_CHANGED, null()), else_=WORK.c.reason)
             counters = {"claims": WORK.c.claims + 1, "token": WORK.c.token + 1}
             taken = connection.execute(update(WORK).where(rows).values(**values, **counters).returning(WORK))
             return _to_claims(connection, taken)
@@ -136,15 +139,19 @@ class WorkBook(BatchBook):
     # -- ends ----------------------------------------------------------------------------------------------------
 
     @retried
-    def finish(self, ends: Sequence[Finished], recipes: Mapping[str, str]) -> list[bool]:
+    def finish(
+        self, ends: Sequence[Finished], recipes: Mapping[str, str], reads: Reads = MappingProxyType({})
+    ) -> list[bool]:
         """Write ends, each only where its token is still the latest; returns which were accepted.
 
-        Steps that were skipped because an object had no segments are opened with the commit that says it has some.
+        Steps that were skipped because an object had no segments are opened with the commit that says it has some, and
+        steps that read others' results with the commit that changes those.
         Can be repeated when the answer was lost: an end that is written already is accepted and not written again.
 
         Parameters
         ----------
         recipes : step → recipe that the worker makes; segments of another recipe are none for these steps
+        reads : step → (step → recipe), of steps that read the results of others
         """
         with self._engine.begin() as connection:
             rows = _lock_rows(connection, {end.object_id for end in ends})
@@ -152,9 +159,11 @@ class WorkBook(BatchBook):
             changes = [_change(end, row) for end, row in zip(ends, found, strict=True) if _is_held(end, row)]
             if changes:
                 _keep_open(changes, rows.values(), recipes)
+                wait_for_inputs(changes, rows, reads)
                 connection.execute(_END, changes)
                 decoded = [change["of_object"] for change in changes if _has_segments(change)]
                 _reopen(connection, decoded, recipes)
+                read_again(connection, changes, rows, reads, recipes)
         return [_is_held(end, row) or _is_written(end, row) for end, row in zip(ends, found, strict=True)]
 
     @retried

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from mm_assets.errors import ConfigError
 from mm_assets.extractors.packs import load_pack
-from mm_assets.extractors.registry import build_extractor, choose_placement
+from mm_assets.extractors.registry import build_extractor, choose_placement, extractor_class, known_steps
 from mm_assets.flows.recipes import build_recipes
 from mm_assets.lake import Lake
 from mm_assets.resources.s3 import BucketS3Resource, open_store
@@ -37,12 +37,19 @@ def open_retriever(settings: Settings) -> Retriever:
         A model's weights are missing; names the command that fetches them.
     """
     pack, placement = load_pack(settings.models, settings.models_folder), choose_placement(settings.models)
-    models: dict[str, Any] = {
-        space.table: build_extractor(space.table, pack, None, placement) for space in SPACES.values()
-    }
+    models: dict[str, Any] = {step: build_extractor(step, pack, None, placement) for step in _compared_steps(settings)}
     recipes = build_recipes(settings, models)
-    used = Models(models[SPACES["visual"].table], models[SPACES["face"].table], recipes)
+    visual, face, text = (models[SPACES[name].table] for name in ("visual", "face", "text"))
+    used = Models(visual, face, text, recipes)
     return Retriever(open_lake(settings), used, cache=settings.cache, link=Links(settings))
+
+
+def _compared_steps(settings: Settings) -> list[str]:
+    """Return the steps that make vectors, and those that these read where a source asks for them: recipes name both."""
+    asked = {step for source in settings.sources for step in source.steps}
+    tables = [space.table for space in SPACES.values()]
+    read = {step for table in tables for step in extractor_class(table).reads}
+    return [step for step in known_steps() if step in tables or step in read & asked]
 
 
 def evaluate_search(

@@ -124,8 +124,8 @@ def _reason(evidence: Evidence) -> str:
 def _details(evidence: Evidence) -> dict[str, Any]:
     """Return what only this signal knows: the box of a face, the words and when or where they are."""
     if not evidence.ranked.terms:
-        box = [evidence.row[name] for name in _BOX]
-        return {"box_px": box if None not in box else None}
+        box, text = [evidence.row[name] for name in _BOX], evidence.row["text"]
+        return {"box_px": box if None not in box else None, "snippet": mark_words(text, ()) if text else None}
     details: dict[str, Any] = {"snippet": mark_words(evidence.row["text"], evidence.ranked.terms)}
     asked = {word for term in evidence.ranked.terms for word in term.words}
     pieces = _matching(evidence.row.elements("pieces"), asked).to_pylist()

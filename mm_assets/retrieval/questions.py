@@ -17,7 +17,9 @@ from mm_assets.errors import ConfigError
 
 MAX_ANSWERS = 1_000
 MAX_CHARS = 2_000
-SIGNALS = ("visual", "face", "words")
+SIGNALS = ("visual", "face", "text", "words")
+# Of the others 1. A text that means the question comes after the picture that shows it; figures are at ``signals._NEAR``.
+DEFAULT_WEIGHTS: Mapping[str, float] = {"text": 0.9}
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF")
 _MAX_PIXELS = 100_000_000
@@ -32,13 +34,13 @@ class Question:
 
     Attributes
     ----------
-    text : what is to be seen, or is said or shown in just these words
+    text : what is to be seen, or is said or shown in these words or others
     image, face : pictures, as files or as the bytes of one: what looks like it; who is on it
     like : id of a segment that answers should look like
     said, shown : words that are spoken, or stand on screen or page; "a phrase" and begin* are understood
     where : SQL condition on the columns of ``moments``
-    spaces : signals to use, of visual, face, words; all that the question has when empty
-    weights : signal → weight of its ranks, 1 by default, 0 to leave it out
+    spaces : signals to use, of visual, face, text, words; all that the question has when empty
+    weights : signal → weight of its ranks, 0 to leave it out; 1 by default, less for text (``DEFAULT_WEIGHTS``)
     k : answers at most, 1…1,000
     group_by : ``object`` for one answer for each object; None for moments
     diversify : 0…1, how much an answer may lose for looking like a better one (maximal marginal relevance)
@@ -82,11 +84,11 @@ class Question:
 
     def uses(self, signal: str) -> bool:
         """Whether a signal is wanted."""
-        return (not self.spaces or signal in self.spaces) and self.weights.get(signal, 1.0) > 0
+        return (not self.spaces or signal in self.spaces) and self.weight(signal) > 0
 
     def weight(self, signal: str) -> float:
         """Return the weight of a signal's ranks."""
-        return self.weights.get(signal, 1.0)
+        return self.weights.get(signal, DEFAULT_WEIGHTS.get(signal, 1.0))
 
 
 def _clean(name: str, text: str) -> str:

@@ -25,7 +25,16 @@ from mm_assets.retrieval.answers import Link, Pictures, to_rows
 from mm_assets.retrieval.fusing import choose, fuse
 from mm_assets.retrieval.indexes import open_grown_index, open_grown_texts
 from mm_assets.retrieval.questions import MAX_ANSWERS, Question
-from mm_assets.retrieval.signals import Encoder, FaceFinder, FaceSignal, Ranked, VisualSignal, WordSignal
+from mm_assets.retrieval.signals import (
+    Encoder,
+    FaceFinder,
+    FaceSignal,
+    MeaningSignal,
+    Ranked,
+    TextEncoder,
+    VisualSignal,
+    WordSignal,
+)
 from mm_assets.retrieval.tables import NothingPublishedError, segments_where
 from mm_assets.spaces import ALL_SPACES, SPACES, WORDS, Space
 from mm_assets.vectors import Floats
@@ -38,7 +47,7 @@ _CHECKED_EVERY_S = 10.0
 _KEPT_CONDITIONS = 16
 # So much of what came since is opened, the newest; the rest shows after the refresh. Vectors cost their bytes; texts are
 # indexed anew each time: 60,000 utterances, 10.8 MB, took 4.2 s (November 2026, on a core that was not alone).
-_ARRIVED_BYTES = {"visual": 64 << 20, "face": 64 << 20, "words": 4 << 20}
+_ARRIVED_BYTES = {"visual": 64 << 20, "face": 64 << 20, "text": 64 << 20, "words": 4 << 20}
 _log = logging.getLogger(__name__)
 
 
@@ -76,6 +85,7 @@ class Models:
 
     encoder: Encoder
     finder: FaceFinder
+    texts: TextEncoder
     recipes: Mapping[str, str]
 
 
@@ -201,8 +211,10 @@ class _Opened:
         if question.uses("visual") and (question.text or question.image or question.like):
             signals += self._visual.rank(question, n, self._select(self._visual.index, within))
         if question.uses("face") and question.face:
-            found, notes = self._face.rank(question, n, self._select(self._face.index, within))
-            signals += found
+            found, told = self._face.rank(question, n, self._select(self._face.index, within))
+            signals, notes = signals + found, notes + told
+        if question.text and question.uses("text") and self._is_compared(SPACES["text"], question, notes):
+            signals += self._meaning.rank(question, n, self._select(self._meaning.index, within))
         is_worded = question.said or question.shown or (question.text and self._has(WORDS))
         if question.uses("words") and is_worded:
             allowed = None if within is None else self._words.rows.ids_where("segment_id", within)
@@ -243,6 +255,12 @@ class _Opened:
         return FaceSignal(self._open(SPACES["face"]), self._models.finder)
 
     @cached_property
+    def _meaning(self) -> MeaningSignal:
+        index = self._open(SPACES["text"])
+        self._models.texts.load()
+        return MeaningSignal(index, self._models.texts)
+
+    @cached_property
     def _words(self) -> WordSignal:
         seen = self._seen(WORDS)
         return WordSignal(*open_grown_texts(self._lake, seen.manifest, seen.arrived, self._cache))
@@ -254,6 +272,22 @@ class _Opened:
     def _has(self, space: Space) -> bool:
         seen = self.seen[space.name]
         return bool(seen.manifest or seen.arrived)
+
+    def _is_compared(self, space: Space, question: Question, notes: list[str]) -> bool:
+        """Whether a space takes part in a question; one that was asked for by name is, or the question fails."""
+        if space.name in question.spaces:
+            return True
+        if self._has(space) and self._is_of_other_recipe(space):
+            notes.append(
+                f"the {space.name} index is of other models than the settings', and not asked; run `mm ingest`"
+            )
+            return False
+        return self._has(space)
+
+    def _is_of_other_recipe(self, space: Space) -> bool:
+        manifest = self.seen[space.name].manifest
+        made_by = manifest["recipes"] if manifest and manifest["n_rows"] else None
+        return bool(space != WORDS and made_by and self._models.recipes[space.table] not in made_by)
 
     def _seen(self, space: Space) -> _Seen:
         """Return what there is to compare questions with.
@@ -269,8 +303,7 @@ class _Opened:
         if not self._has(space):
             msg = f"nothing is indexed for {space.name} yet; run `mm ingest`"
             raise NothingPublishedError(msg)
-        made_by = seen.manifest["recipes"] if seen.manifest and seen.manifest["n_rows"] else None
-        if space != WORDS and made_by and self._models.recipes[space.table] not in made_by:
+        if self._is_of_other_recipe(space):
             msg = (
                 f"the {space.name} index was made by another model than the one in the settings; "
                 "run `mm ingest` to rebuild it, or set back `models`"

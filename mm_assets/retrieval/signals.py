@@ -4,7 +4,7 @@ Put here: question → ranked items of one index. Keep out: putting signals toge
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,9 +17,16 @@ from mm_assets.texts import Term, TextIndex, parse_question, words_of
 from mm_assets.vectors import Floats, Ids
 from mm_assets.wording import SAID, SHOWN
 
+# Of the demo, November 2026: 77 captions of scenes as questions, ten paraphrases of what is said or written. Where all
+# pieces count, recall@1 of the captions is .701 at weight .05 and .532 from weight .2 on. At weight .9 with these two it
+# is .961, .987, 1.000 and 1.000 from a cosine of .7, .8, .85 and .9 on, 1.000 without the signal; among ten answers are
+# 8, 7, 7 and 6 of the paraphrases, 4 without it.
+_NEAR = 0.85  # cosine of question and piece
+_CROWD = 10  # more pieces than this that are as near say nothing
 
-class Encoder(Protocol):
-    """A model whose texts and images share one space."""
+
+class TextEncoder(Protocol):
+    """A model that compares texts by what they mean."""
 
     def load(self) -> None:
         """Load the weights."""
@@ -27,6 +34,10 @@ class Encoder(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """Return (n, d) unit vectors."""
         ...
+
+
+class Encoder(TextEncoder, Protocol):
+    """A model whose texts and images share one space."""
 
     def encode_images(self, images: Sequence[RgbImage]) -> Floats:
         """Return (n, d) unit vectors of RGB images."""
@@ -132,6 +143,28 @@ def find_largest_face(finder: FaceFinder, picture: Picture) -> tuple[Floats, int
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     largest = int(areas.argmax())
     return vectors[largest : largest + 1], len(boxes)
+
+
+class MeaningSignal:
+    """What is said, shown and written, in other words."""
+
+    def __init__(self, index: GrownIndex, encoder: TextEncoder) -> None:
+        self.index = index
+        self._encoder = encoder
+
+    def rank(self, question: Question, n: int, within: GrownSelection | None) -> list[Ranked]:
+        """Rank pieces of texts by how near they are to the text of a question.
+
+        Beside other signals only what is near enough counts, and nothing where a crowd is: the model does not tell the
+        question from much else. Where ``spaces`` asks for this signal, everything counts.
+        """
+        similarity, ids = self.index.search(self._encoder.encode_texts([question.text]), n, within)
+        found = _found("means the text", "text", ids[0], similarity[0], self.index.rows)
+        if "text" in question.spaces:
+            return [found]
+        n_near = int((found.scores >= _NEAR).sum())
+        n_kept = n_near if n_near <= _CROWD else 0
+        return [replace(found, ids=found.ids[:n_kept], scores=found.scores[:n_kept])] if n_kept else []
 
 
 class WordSignal:

@@ -68,7 +68,7 @@ class GivenQuestion(_Part):
     group_by: Literal["object"] | None = Field(None, description="object: one answer for each object")
     diversify: FiniteFloat = Field(0.0, description="0…1: prefer answers that differ")
     collapse: bool = Field(False, description="leave out near-duplicates of better answers")
-    spaces: list[str] = Field([], description="signals to use, of visual, face, words; all when empty")
+    spaces: list[str] = Field([], description="signals to use, of visual, face, text, words; all when empty")
     weights: dict[str, FiniteFloat] = Field({}, description="signal → weight of its ranks, 1 by default")
 
 

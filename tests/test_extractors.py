@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 import pytest
-from extractor_samples import SCHEMA, demo_pack, extractor, rows_of, segments_for, table_of
+from extractor_samples import demo_pack, extractor, rows_of, segments_for, table_of
 
 from mm_assets.errors import ConfigError, ObjectError, Reason
 from mm_assets.extractors.base import Placement
@@ -222,8 +222,9 @@ print(json.dumps([seen, counts]))
 def test_a_run_calls_no_one(tmp_path: Path) -> None:
     """Loading and running all extractors opens no connection, resolves no name, and starts only tesseract and ldconfig."""
     for step in STEPS:
-        with pa.ipc.new_file(tmp_path / f"{step}.arrow", SCHEMA) as out:
-            out.write_table(segments_for(step))
+        rows = segments_for(step)
+        with pa.ipc.new_file(tmp_path / f"{step}.arrow", rows.schema) as out:
+            out.write_table(rows)
     seen, counts = run_python(AUDIT, *(str(tmp_path / f"{step}.arrow") for step in STEPS), home=tmp_path)
     programs = {Path(program).name for event, program in seen if event == "subprocess.Popen"}
     assert [event for event, _ in seen if event != "subprocess.Popen"] == []

@@ -192,7 +192,7 @@ def test_judgements_on_arrival_equal_those_of_the_refresh(make_workspace: Callab
     place.add("picture5.png")
     discover(workspace, "source")
 
-    [end] = process(workspace)
+    end = process(workspace)[0]
 
     assert set(end.judgements) == {"tags", "cluster_assignments", "anomaly_scores"}
     assert end.judgements["anomaly_scores"]["generation"].to_pylist() == [generation]

@@ -257,7 +257,8 @@ def test_what_a_killed_run_left_is_judged_and_searched_like_what_is_new(make_wor
     ends = process(workspace)
 
     done = [end for of in ends for end in of.ends if end.state == "done"]
-    assert [end.step for end in done if end.is_new] == ["faces"]
+    first_wave = [end.step for end in done if end.is_new and end.step != "text_embeddings"]
+    assert first_wave == ["faces"]
     items = {"visual": "segment_id", "face": "face_id", "words": "text_id"}  # a killed run may have left the same rows
     arrived = {
         space: {

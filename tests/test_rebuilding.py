@@ -24,6 +24,7 @@ from mm_assets.lake import Lake
 from mm_assets.ledger.catalog import PUBLISH_LOCK
 from mm_assets.ledger.dead import DeadFilter
 from mm_assets.ledger.restoring import RestoringBook
+from mm_assets.spaces import ALL_SPACES
 
 Make = Callable[..., Place]
 MEDIA = ("picture0.png", "picture1.png", "picture2.png", "clip.mp4", "sound.wav", "broken.png", "notes.txt")
@@ -255,7 +256,7 @@ def test_the_preview_counts_and_writes_nothing(make_workspace: Make) -> None:
 
     assert found.n_versions == len(MEDIA)
     assert found.n_dead == 1
-    assert found.n_generations == 6
+    assert found.n_generations == len(ALL_SPACES) + 3  # and clusters, baseline, taxonomy
     ledger = workspace.unbound_ledger
     assert ledger.restoring.is_empty()
     assert ledger.removals.is_empty()

@@ -48,7 +48,7 @@ def read_again(
     is marked, so that its end does not count. What a person left out stays left out.
     """
     made = {(change["of_object"], change["of_step"]) for change in changes}
-    ended = {_key(change) for change in changes if change["state"] in FINAL_STATES}
+    ended = {_key(change) for change in changes if _may_differ(change, rows[_key(change)])}
     for reader, needs in reads.items():
         changed = {object_id for object_id, step, recipe in ended if needs.get(step) == recipe}
         keys = [(object_id, reader, recipes.get(reader, "")) for object_id in sorted(changed)]
@@ -58,6 +58,11 @@ def read_again(
         _set(connection, reader, recipes.get(reader, ""), over, _ANEW | {"changed_at": time.time()})
         _set(connection, reader, recipes.get(reader, ""), held, {"reason": INPUT_CHANGED})
         _doubt_files(connection, reader, over)
+
+
+def _may_differ(change: Mapping[str, Any], before: Row[Any]) -> bool:
+    """Whether there may be other rows to read now; where a step gave none before, being skipped changes nothing."""
+    return change["state"] in {"done", "dead"} or (change["state"] == "skipped" and bool(before.n_rows))
 
 
 def _set(connection: Connection, step: str, recipe: str, object_ids: Iterable[str], values: Mapping[str, Any]) -> None:

@@ -31,8 +31,9 @@ _COMPARED_ROWS = 2_000  # so few allowed vectors are compared without asking FAI
 _CANDIDATES_PER_ANSWER = 8
 _PROBES_EXPONENT = 1 / 3
 _FEWEST_COMPARED = 50
-# So many standard deviations of FAISS's error may a candidate lie below the last answer and still be compared: no answer
-# was lost at 4, one of 1,000 at 3; of 800 candidates for ten answers, 90 to 390 are compared (November 2026).
+# So many standard deviations of FAISS's error may a candidate lie below the last answer and still be compared: of
+# 1,000,000 vectors no answer was lost at 4, one of 1,000 at 3, of 100,000 one of 2,000 at 4. Of 800 candidates for ten
+# answers, 90 to 390 are compared (November 2026).
 _DOUBT = 4.0
 _PROBES_UNDER_A_FILTER = 2  # times as many: the neighbours that it leaves are farther and more scattered
 _ROWS_UNDER_A_FILTER = 0.125  # of the rows in so many lists must be allowed ones; measured November 2026 at 1,000,000

@@ -34,6 +34,7 @@ from mm_assets.spaces import SPACES, WORDS
 
 _THREADS = 8
 _VERSIONS_AT_ONCE = 500  # on one receipt: bounds memory, and what a kill repeats
+_REMOVALS_AT_ONCE = 10_000  # of what arrived: the same
 _SHARDS_IN_MEMORY = 16
 
 
@@ -150,6 +151,9 @@ def _remove_arrivals(workspace: Workspace, shown: _Shown, swept: Swept) -> None:
         removals += left
         if not left and all(_is_shown(shown, known, table) for known in workspace.ledger.objects.by_ids(sorted(live))):
             workspace.lake.store.erase(stored.key)
+        if len(removals) >= _REMOVALS_AT_ONCE:
+            _settle(workspace, receipts.intend(workspace, removals), swept)
+            removals = []
     _settle(workspace, receipts.intend(workspace, removals), swept)
 
 

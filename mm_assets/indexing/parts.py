@@ -248,7 +248,7 @@ class Rows:
         return found
 
     def _vectors_by_part(self, ids: Ids) -> Iterator[tuple[Ids, Floats]]:
-        """Yield the vectors that lie in one part, and their places among the ids; few enough for a processor's cache."""
+        """Yield the vectors that lie in one part, and their places among the ids, part by part."""
         numbers, rows = self._locate(ids)
         order = np.argsort(numbers, kind="stable")
         present, counts = np.unique(numbers, return_counts=True)

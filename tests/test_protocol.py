@@ -19,6 +19,7 @@ from mm_assets.flows.generations import TAXONOMY
 from mm_assets.flows.hints import drain_inbox
 from mm_assets.flows.processing import process as process_claims
 from mm_assets.flows.publishing import publish_steps, stale_step_shards
+from mm_assets.flows.recipes import read_steps
 from mm_assets.flows.refreshing import freeze_taxonomy
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import Lake
@@ -142,7 +143,9 @@ def test_a_crash_loop_is_recorded_before_the_ledger_gives_up(
     assert watch.found == []
     assert watch.n_looks == 2 * (len(workspace.recipes) + 1)
     rows = workspace.ledger.work.states(_object(workspace, "picture0.png").object_id)
-    assert {row["reason"] for row in rows} == {"crash_loop"}
+    readers = [step for step in workspace.recipes if read_steps(step, workspace.extractors)]
+    assert {row["step"] for row in rows if row["reason"] == "segments_dead"} == set(readers)
+    assert {row["reason"] for row in rows if row["step"] not in readers} == {"crash_loop"}
 
 
 def test_a_dropped_letter_keeps_its_record_until_the_ledger_lets_go(

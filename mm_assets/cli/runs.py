@@ -50,6 +50,7 @@ class Summary:
 
     Attributes
     ----------
+    n_processed : object versions that were in a run which did its work, each counted once
     failed_sources : aliases of sources that could not be listed to the end, with the error; the others went on
     failed_runs : ids of Dagster runs that failed, with their error
     n_waiting : live object versions with work left (another try later, or a failed run)
@@ -189,11 +190,24 @@ class Runner:
 
     def process(self) -> None:
         """Run batches until nothing is left that can be done now, or a run fails."""
-        while self.process_some(_BATCHES_AT_ONCE) and not self._summary.failed_runs:
+        over = set[str]()
+        total = self._count_waiting()
+        while self.process_some(_BATCHES_AT_ONCE, over, total) and not self._summary.failed_runs:
             pass
+        self._summary.n_processed = len(over)
 
-    def process_some(self, limit: int) -> int:
-        """Plan at most so many batches and run them, one after the other; returns the number of objects.
+    def process_some(self, limit: int, over: set[str], total: int = 0) -> int:
+        """Plan at most so many batches and run them, one after the other.
+
+        Parameters
+        ----------
+        over : ids of object versions that were in a batch before; those of these batches are added. A version comes
+            again where a step reads what others found.
+        total : versions that waited at the beginning, for progress
+
+        Returns
+        -------
+        number of versions in batches that were run; of two waves they count twice
 
         Raises
         ------
@@ -203,35 +217,43 @@ class Runner:
         self._check_settings()
         work = self._workspace.ledger.work
         planned = [(job, b) for job, bs in plan_batches(self._workspace, limit=limit).items() for b in bs]
-        n_before = self._summary.n_processed
+        n_run = 0
         try:
-            total = n_before + work.n_waiting(dict(self._workspace.recipes), self._aliases) if planned else 0
             for job, batch in planned:
                 if objects := work.objects_of(batch.batch_id):  # none where all were overwritten or deleted since
-                    self._run_batch(job, batch, objects, total)
+                    n_run += self._run_batch(job, batch, objects, over, total)
         finally:
             work.release_batches([batch.batch_id for _, batch in planned])
-        return self._summary.n_processed - n_before
+        return n_run
 
-    def _run_batch(self, job: str, batch: Batch, objects: Sequence[KnownObject], total: int) -> None:
+    def _run_batch(self, job: str, batch: Batch, objects: Sequence[KnownObject], over: set[str], total: int) -> int:
         from mm_assets.assets.per_object import bulk_config
 
         hold_keys(self._instance, self._workspace, objects)
-        with repeating(_POLL_S, partial(self._count_processed, batch, total)):
+        ids = {known.object_id for known in objects}
+        report = partial(self._count_processed, batch.batch_id, len(over), len(ids - over), total)
+        with repeating(_POLL_S, report):
             key = objects[0].partition_key if batch.lane == "single" else None  # its failure is then red on it alone
             tags = {"mm_assets/batch": batch.batch_id, "mm_assets/lane": batch.lane}
-            if self._execute(job, run_config=bulk_config(batch.batch_id), tags=tags, partition_key=key):
-                self._summary.n_processed += batch.n_objects
+            if not self._execute(job, run_config=bulk_config(batch.batch_id), tags=tags, partition_key=key):
+                return 0
+        over |= ids
+        return len(ids)
+
+    def _count_waiting(self) -> int:
+        recipes = dict(self._workspace.recipes)
+        return self._workspace.ledger.work.n_waiting(recipes, self._aliases) if recipes else 0
 
     def _check_settings(self) -> None:
         if load_settings(self._config_file) != self._workspace.settings:
             msg = "the settings were changed while this ran; start it again, it goes on where it stopped"
             raise ConfigError(msg)
 
-    def _count_processed(self, batch: Batch, total: int) -> None:
+    def _count_processed(self, batch_id: str, n_before: int, n_new: int, total: int) -> None:
         """Report how much of a batch is over, from the ledger, while its run goes on."""
-        left = self._workspace.ledger.work.n_open_objects(batch.batch_id)
-        self._on_progress("process", self._summary.n_processed + batch.n_objects - left, total)
+        left = self._workspace.ledger.work.n_open_objects(batch_id)
+        done = n_before + max(0, n_new - left)
+        self._on_progress("process", done, max(total, done))
 
     def refresh(self, reason: str) -> None:
         """Publish and rebuild what lags behind."""
@@ -272,7 +294,7 @@ class Runner:
         """Count what there is now."""
         ledger, recipes = self._workspace.ledger, dict(self._workspace.recipes)
         self._summary.counts = ledger.work.counts(recipes, self._aliases) if recipes else {}
-        self._summary.n_waiting = ledger.work.n_waiting(recipes, self._aliases) if recipes else 0
+        self._summary.n_waiting = self._count_waiting()
         for (table, _), file in ledger.catalog.shard_files().items():
             self._summary.n_rows[table] = self._summary.n_rows.get(table, 0) + file.n_rows
         self._summary.seconds = time.monotonic() - started

@@ -26,6 +26,7 @@ from mm_assets.flows.hints import Drained, drain_inbox
 from mm_assets.flows.pacing import refresh_due
 from mm_assets.flows.planning import free_lost_work
 from mm_assets.flows.pulling import pull_queues
+from mm_assets.flows.recipes import waves
 from mm_assets.flows.stopping import noting
 from mm_assets.flows.workspace import Workspace
 from mm_assets.resources.workspace import open_workspace
@@ -246,19 +247,21 @@ class _Processing:
         self._depth: Counter[str] | None = None  # of dead letters, when last looked at
 
     def go_on(self) -> bool:
-        """Run one batch, so that new events do not wait for a long queue."""
+        """Run one batch, and one for each step that reads its results: new events do not wait for a long queue."""
         if self._depth is None:
             self._depth = self._count_dead()
         n_failed, started = len(self._runner.failed_runs), time.monotonic()
         free_lost_work(self._workspace)
-        n_objects = self._runner.process_some(1)
-        if n_objects:
+        processed = set[str]()
+        for _ in waves(tuple(self._workspace.recipes), self._workspace.extractors):
+            self._runner.process_some(1, processed)
+        if processed:
             seconds = time.monotonic() - started
-            text = f"{n_objects} objects processed, {seconds:.1f} s"
-            self._say("processed", text, n_objects=n_objects, seconds=seconds)
+            text = f"{len(processed)} objects processed, {seconds:.1f} s"
+            self._say("processed", text, n_objects=len(processed), seconds=seconds)
             self._tell_given_up()
         _raise_failures(self._runner, n_failed)
-        return n_objects > 0
+        return bool(processed)
 
     def _count_dead(self) -> Counter[str]:
         return Counter(self._workspace.ledger.dead.depth(self._workspace.recipes))

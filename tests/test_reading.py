@@ -13,7 +13,7 @@ from mm_assets.errors import ConfigError
 from mm_assets.extractors.base import ModelCard
 from mm_assets.flows import dead_letters
 from mm_assets.flows.discovery import discover
-from mm_assets.flows.planning import plan_batches
+from mm_assets.flows.planning import free_lost_work, plan_batches
 from mm_assets.flows.processing import new_owner, process_batch
 from mm_assets.flows.processing import process as process_claims
 from mm_assets.flows.recipes import build_recipes, with_upstream
@@ -186,6 +186,27 @@ def test_a_dead_read_step_counts_as_nothing_until_its_replay(make_workspace: Mak
     assert steps_of(mended) == {STEP}
     refresh(mended)
     assert set(kinds(mended)) == {"said", "shown"}
+
+
+def test_a_read_step_that_kills_its_workers_counts_as_nothing(make_workspace: MakePlace) -> None:
+    """What was read of it before is not kept, and its reader is made again in its turn."""
+    place = make_workspace("clip.mp4", runs={"decode_workers": 1, "max_claims": 1})
+    workspace = place.open()
+    ingest(workspace)
+    assert set(kinds(workspace)) == {"said", "shown"}
+    [known] = workspace.ledger.objects.find("clip.mp4")
+    work, recipe = workspace.ledger.work, workspace.recipes["transcripts"]
+    work.want_again("transcripts", recipe, [known.object_id])
+    [batch] = plan(workspace)
+    dead = work.claim_batch(batch.batch_id, "host/0/dies", recipes=workspace.recipes, lease_s=-1, max_claims=9)
+    assert [list(claim.steps) for claim in dead] == [["transcripts"]]
+    free_lost_work(workspace)
+    while steps_of(workspace):
+        pass
+    assert state(workspace, "clip.mp4", "transcripts") == ("dead", "crash_loop")
+    assert state(workspace, "clip.mp4") == ("done", None)
+    refresh(workspace)
+    assert set(kinds(workspace)) == {"shown"}
 
 
 def test_a_lost_result_is_made_before_who_reads_it(make_workspace: MakePlace) -> None:

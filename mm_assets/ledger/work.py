@@ -10,6 +10,7 @@ database's clock.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +26,7 @@ from mm_assets.ledger.tables import INPUT_CHANGED, IS_LIVE, OBJECTS, SEGMENTS_DE
 from mm_assets.ledger.transactions import retried
 from mm_assets.ledger.versions import KnownObject, chunks, known_object
 
+_GiveUp = Callable[[Connection, ColumnElement[bool]], None]
 _HELD_BY_NOBODY: dict[str, Any] = {"batch_id": None, "owner": None, "lease_until": None}
 
 
@@ -74,7 +76,14 @@ class WorkBook(BatchBook):
     # -- claims --------------------------------------------------------------------------------------------------
 
     def claim_batch(
-        self, batch_id: str, owner: str, *, recipes: Mapping[str, str], lease_s: float, max_claims: int
+        self,
+        batch_id: str,
+        owner: str,
+        *,
+        recipes: Mapping[str, str],
+        lease_s: float,
+        max_claims: int,
+        reads: Reads = MappingProxyType({}),
     ) -> list[Claim]:
         """Claim what a batch still has to do under these recipes; rows begun too often die as ``crash_loop`` instead.
 
@@ -82,7 +91,9 @@ class WorkBook(BatchBook):
         what the earlier one held. Rows of other recipes (the code changed since the batch was planned) are left, and
         those of versions that left meanwhile: a sweep may be removing their results.
         """
-        return self._claim(_of_batch(batch_id, owner, recipes), owner, lease_s, max_claims)
+        return self._claim(
+            _of_batch(batch_id, owner, recipes), owner, lease_s, partial(_give_up, max_claims, recipes, reads)
+        )
 
     def worn_out(self, batch_id: str, owner: str, recipes: Mapping[str, str], max_claims: int) -> list[Claim]:
         """Return what ``claim_batch`` would give up as ``crash_loop``, so that it can be recorded before."""
@@ -98,9 +109,7 @@ class WorkBook(BatchBook):
         claims: list[Claim] = []
         for part in chunks(sorted(object_ids)):
             free = or_(WORK.c.state != "claimed", WORK.c.lease_until < epoch_now())
-            claims += self._claim(
-                and_(WORK.c.object_id.in_(part), these(recipes), free, IS_OF_LIVE), owner, lease_s, None
-            )
+            claims += self._claim(and_(WORK.c.object_id.in_(part), these(recipes), free, IS_OF_LIVE), owner, lease_s)
         return claims
 
     @retried
@@ -115,15 +124,14 @@ class WorkBook(BatchBook):
                 open_rows(connection, ids, wants)
 
     @retried
-    def _claim(self, rows: ColumnElement[bool], owner: str, lease_s: float, max_claims: int | None) -> list[Claim]:
-        now = time.time()
+    def _claim(
+        self, rows: ColumnElement[bool], owner: str, lease_s: float, give_up: _GiveUp = lambda *_: None
+    ) -> list[Claim]:
         with self._engine.begin() as connection:
             lock_work(connection, rows)
-            if max_claims is not None:
-                dead = {"state": "dead", "reason": str(Reason.CRASH_LOOP), "changed_at": now} | _HELD_BY_NOBODY
-                dead["error"] = f"the worker died {max_claims} times over this object"
-                connection.execute(update(WORK).where(rows, WORK.c.claims >= max_claims).values(**dead))
-            values = {"state": "claimed", "owner": owner, "lease_until": epoch_now() + lease_s, "changed_at": now}
+            give_up(connection, rows)
+            values = {"state": "claimed", "owner": owner, "lease_until": epoch_now() + lease_s}
+            values["changed_at"] = time.time()
             values["reason"] = case((WORK.c.reason == INPUT_CHANGED, null()), else_=WORK.c.reason)
             counters = {"claims": WORK.c.claims + 1, "token": WORK.c.token + 1}
             taken = connection.execute(update(WORK).where(rows).values(**values, **counters).returning(WORK))
@@ -192,6 +200,22 @@ class WorkBook(BatchBook):
         with self._reader.connect() as connection:
             dead = [owner for owner in connection.scalars(query) if owner and is_dead(owner)]
         return self._release(and_(WORK.c.owner.in_(dead), WORK.c.state == "claimed"), 0) if dead else 0
+
+
+def _give_up(
+    max_claims: int, recipes: Mapping[str, str], reads: Reads, connection: Connection, rows: ColumnElement[bool]
+) -> None:
+    """Let those of these rows die that were begun too often, and want again what reads them."""
+    dead = {"state": "dead", "reason": str(Reason.CRASH_LOOP), "changed_at": time.time()} | _HELD_BY_NOBODY
+    dead["error"] = f"the worker died {max_claims} times over this object"
+    worn = connection.execute(
+        update(WORK).where(rows, WORK.c.claims >= max_claims).values(**dead).returning(WORK)
+    ).all()
+    if worn and reads:
+        changes = [
+            {"of_object": row.object_id, "of_step": row.step, "of_recipe": row.recipe, "state": "dead"} for row in worn
+        ]
+        read_again(connection, changes, _lock_rows(connection, {row.object_id for row in worn}), reads, recipes)
 
 
 def _of_batch(batch_id: str, owner: str, recipes: Mapping[str, str]) -> ColumnElement[bool]:

@@ -25,7 +25,7 @@ from mm_assets.resources.readers import open_retriever as open_product_retriever
 from mm_assets.retrieval import Models, Question, Retriever
 from mm_assets.retrieval.fusing import Fused, choose, fuse
 from mm_assets.retrieval.signals import MeaningSignal, Ranked
-from mm_assets.retrieval.tables import segments_where
+from mm_assets.retrieval.tables import open_tables, segments_where
 from mm_assets.settings import Settings, SourceSettings
 from mm_assets.vectors import Floats, as_vector_ids
 
@@ -73,7 +73,9 @@ def retriever(place: Place) -> Retriever:
         ({"text": " \x00\n "}, "text is empty"),
         ({"text": "x" * 10_000}, "10000 characters, 2000 at most"),
         ({"said": "..."}, "no word in"),
-        ({"text": "x", "spaces": ("smell",)}, "unknown signal 'smell'; there are visual, face, text, words"),
+        ({"text": "x", "spaces": ("smell",)}, "unknown signal 'smell'; there are visual, face, text, words, names"),
+        ({"seen": " , "}, "nothing is asked"),
+        ({"seen": ",".join("abcdefghijklmnopq")}, "17 names, 16 at most"),
         ({"text": "x", "weights": {"words": -1.0}}, "no weight below 0"),
         ({"text": "x", "k": 0}, "k must be at least 1"),
         ({"text": "x", "diversify": 2.0}, "diversify between 0 and 1"),
@@ -120,6 +122,47 @@ def test_too_many_answers_are_bounded_and_said(retriever: Retriever) -> None:
     answer = retriever.ask(Question(text="anything", k=1_000_000))
     assert answer.notes == ("1000 answers at most are given, not 1000000",)
     assert 3 <= answer.rows.num_rows <= 1_000
+
+
+# -- names of what was detected and tagged -------------------------------------------------------------------------------
+
+
+def _tables(place: Place, query: str) -> list[tuple[Any, ...]]:
+    with open_tables(place.open().lake, place.folder / "cache") as connection:
+        return connection.execute(query).fetchall()
+
+
+def test_what_was_detected_is_found_by_its_name(place: Place, retriever: Retriever) -> None:
+    """Each segment once, with its surest detection and the box of that, surest first."""
+    surest = dict(_tables(place, "SELECT segment_id, max(confidence) FROM detected_objects GROUP BY ALL"))
+    found = retriever.search(seen="THING")
+    assert dict(zip(found["segment_id"], (signals[0]["score"] for signals in found["signals"]), strict=True)) == surest
+    assert [signals[0]["score"] for signals in found["signals"]] == sorted(surest.values(), reverse=True)
+    assert all(box is not None for box in found["box_px"])
+    assert found["why"][0].startswith("shows THING (")
+
+
+def test_what_is_tagged_is_found_by_its_tag(place: Place, retriever: Retriever) -> None:
+    """Most similar first."""
+    [(tag, n)] = _tables(place, "SELECT tag, count(*) AS n FROM tags GROUP BY tag ORDER BY n DESC, tag LIMIT 1")
+    found = retriever.search(seen=tag)
+    assert len(found) == n
+    assert found["why"][0].startswith(f"is tagged {tag} (")
+
+
+def test_names_count_beside_other_signals_and_within_conditions(retriever: Retriever) -> None:
+    """A moment that both name comes first, and a condition narrows both."""
+    found = retriever.search(text="anything", seen="thing", where="media_kind = 'video'")
+    assert set(found["key"]) == {"clip.mp4"}
+    assert {signal["signal"] for signal in found["signals"][0]} == {"looks like the text", "shows thing"}
+
+
+def test_a_name_that_nothing_has_is_told_with_its_likes(retriever: Retriever) -> None:
+    """The other names are answered."""
+    answer = retriever.ask(Question(seen="thin, thing"))
+    assert answer.notes == ("nothing is detected or tagged as 'thin'; did you mean 'thing'?",)
+    assert answer.rows.num_rows
+    assert retriever.ask(Question(seen="thin", where="false")).notes == ("nothing is detected or tagged as 'thin'",)
 
 
 # -- conditions --------------------------------------------------------------------------------------------------------

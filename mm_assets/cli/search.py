@@ -36,13 +36,17 @@ _PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help='Words that are spoken; "a phrase" and begin* are understood.',
 )
 @click.option("--shown", metavar="WORDS", callback=not_blank, help="Words on screen or page, in the same way.")
+@click.option("--seen", metavar="NAMES", callback=not_blank, help="Detected classes or tags, separated by commas.")
 @where_option
 @click.option("--limit", type=click.IntRange(1), default=10, show_default=True, help="Answers at most, up to 1,000.")
 @click.option("--group-by", type=click.Choice(["object"]), help="One answer for each object.")
 @click.option("--diversify", type=click.FloatRange(0, 1), default=0.0, help="0…1: prefer answers that differ.")
 @click.option("--collapse", is_flag=True, help="Leave out near-duplicates of better answers.")
 @click.option(
-    "--spaces", metavar="NAMES", callback=not_blank, help="Signals to use: visual, face, text, words; default: all."
+    "--spaces",
+    metavar="NAMES",
+    callback=not_blank,
+    help="Signals to use: visual, face, text, words, names; default: all.",
 )
 @click.option("--explain", is_flag=True, help="Show the place that each signal gave.")
 @json_option

@@ -17,7 +17,8 @@ from mm_assets.errors import ConfigError
 
 MAX_ANSWERS = 1_000
 MAX_CHARS = 2_000
-SIGNALS = ("visual", "face", "text", "words")
+_MAX_NAMES = 16
+SIGNALS = ("visual", "face", "text", "words", "names")
 # Of the others 1. A text that means the question comes after the picture that shows it; figures are at ``signals._NEAR``.
 DEFAULT_WEIGHTS: Mapping[str, float] = {"text": 0.9}
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
@@ -38,8 +39,9 @@ class Question:
     image, face : pictures, as files or as the bytes of one: what looks like it; who is on it
     like : id of a segment that answers should look like
     said, shown : words that are spoken, or stand on screen or page; "a phrase" and begin* are understood
+    seen : names of classes that were detected, and of tags, separated by commas; in either case of letters
     where : SQL condition on the columns of ``moments``
-    spaces : signals to use, of visual, face, text, words; all that the question has when empty
+    spaces : signals to use, of visual, face, text, words, names; all that the question has when empty
     weights : signal → weight of its ranks, 0 to leave it out; 1 by default, less for text (``DEFAULT_WEIGHTS``)
     k : answers at most, 1…1,000
     group_by : ``object`` for one answer for each object; None for moments
@@ -53,6 +55,7 @@ class Question:
     like: str = ""
     said: str = ""
     shown: str = ""
+    seen: str = ""
     where: str = ""
     spaces: tuple[str, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -63,13 +66,16 @@ class Question:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked."""
-        for name in ("text", "said", "shown", "like"):
+        for name in ("text", "said", "shown", "seen", "like"):
             object.__setattr__(self, name, _clean(name, getattr(self, name)))
-        if not any((self.text, self.image, self.face, self.like, self.said, self.shown)):
-            msg = "nothing is asked; give a text, words that are said or shown, a picture, a face, or a segment"
+        if not any((self.text, self.image, self.face, self.like, self.said, self.shown, self.names)):
+            msg = "nothing is asked; give a text, words that are said or shown, a name, a picture, a face, or a segment"
             raise ConfigError(msg)
         if self.where and not self.where.strip():
             msg = "where is empty"
+            raise ConfigError(msg)
+        if len(self.names) > _MAX_NAMES:
+            msg = f"seen has {len(self.names)} names, {_MAX_NAMES} at most"
             raise ConfigError(msg)
         wrong = [name for name in (*self.spaces, *self.weights) if name not in SIGNALS]
         if wrong:
@@ -81,6 +87,12 @@ class Question:
         if self.group_by not in {None, "object"}:
             msg = f"answers can be grouped by 'object', not by {self.group_by!r}"
             raise ConfigError(msg)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of ``seen``, each once."""
+        names = (name.strip() for name in self.seen.split(","))
+        return tuple(dict.fromkeys(name for name in names if name))
 
     def uses(self, signal: str) -> bool:
         """Whether a signal is wanted."""

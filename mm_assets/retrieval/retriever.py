@@ -24,6 +24,7 @@ from mm_assets.mirror import drop_copies
 from mm_assets.retrieval.answers import Link, Pictures, to_rows
 from mm_assets.retrieval.fusing import choose, fuse
 from mm_assets.retrieval.indexes import open_grown_index, open_grown_texts
+from mm_assets.retrieval.naming import NameSignal
 from mm_assets.retrieval.questions import MAX_ANSWERS, Question
 from mm_assets.retrieval.signals import (
     Encoder,
@@ -192,8 +193,10 @@ class _Opened:
         notes = [f"{MAX_ANSWERS} answers at most are given, not {question.k}"] if question.k > k else []
         if not all(seen.is_whole for seen in self.seen.values()):
             notes.append("more was processed than is searched before it is published; run `mm ingest`")
-        if question.where and any(seen.arrived for seen in self.seen.values()):
-            notes.append("what was processed since the last publish is in no table yet, and passes no condition")
+        if (question.where or question.names) and any(seen.arrived for seen in self.seen.values()):
+            notes.append(
+                "what was processed since the last publish is in no table yet: it passes no condition and has no name"
+            )
         n = max(_CANDIDATES, 2 * k)
         within = self._segments(question.where) if question.where else None
         signals, more = self._rank(question, n, within)
@@ -219,6 +222,9 @@ class _Opened:
         if question.uses("words") and is_worded:
             allowed = None if within is None else self._words.rows.ids_where("segment_id", within)
             signals += self._words.rank(question, n, allowed)
+        if question.uses("names") and question.names:
+            found, told = NameSignal(self._lake, self._cache).rank(question, n, within)
+            signals, notes = signals + found, notes + told
         return signals, notes
 
     def _segments(self, where: str) -> pa.Array:

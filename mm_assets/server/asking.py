@@ -18,7 +18,7 @@ from mm_assets.server.searching import MAX_PICTURE_BYTES
 
 MAX_FORM_BYTES = 2 * MAX_PICTURE_BYTES + 1_000_000
 _ANSWERS = 24
-_WORDS = ("text", "said", "shown", "like")
+_WORDS = ("text", "said", "shown", "seen", "like")
 _NARROWING = ("min_s", "max_s", "group_by", "collapse")
 
 
@@ -35,6 +35,7 @@ class Asked:
     text: str = ""
     said: str = ""
     shown: str = ""
+    seen: str = ""
     like: str = ""
     min_s: str = ""
     max_s: str = ""

@@ -63,12 +63,13 @@ class GivenQuestion(_Part):
     like: str = Field("", description="id of a segment that answers should look like")
     said: str = Field("", description='words that are spoken; "a phrase" and begin* are understood')
     shown: str = Field("", description="words on screen or page, in the same way")
+    seen: str = Field("", description="names of detected classes and tags, separated by commas")
     filters: list[GivenFilter] = Field([], max_length=50, description="what an answer must be; all must pass")
     k: int = Field(10, description="answers at most; 1,000 are given at most")
     group_by: Literal["object"] | None = Field(None, description="object: one answer for each object")
     diversify: FiniteFloat = Field(0.0, description="0…1: prefer answers that differ")
     collapse: bool = Field(False, description="leave out near-duplicates of better answers")
-    spaces: list[str] = Field([], description="signals to use, of visual, face, text, words; all when empty")
+    spaces: list[str] = Field([], description="signals to use, of visual, face, text, words, names; all when empty")
     weights: dict[str, FiniteFloat] = Field({}, description="signal → weight of its ranks, 1 by default")
 
 
@@ -99,7 +100,7 @@ class Moment(_Part):
     start_s: float | None
     end_s: float | None
     page_number: int | None
-    box_px: list[float] | None = Field(description="x0, y0, x1, y1 of a face or a line")
+    box_px: list[float] | None = Field(description="x0, y0, x1, y1 of a face, a line or what was detected")
     why: str
     snippet: str | None = Field(description="words said or shown, those that were asked for between **")
     signals: list[FoundSignal]

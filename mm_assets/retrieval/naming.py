@@ -1,0 +1,94 @@
+"""What was detected and tagged, by its name.
+
+Put here: names → rows of the published ``detected_objects`` and ``tags``. Keep out: conditions, which narrow and do not
+rank.
+"""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from mm_assets.indexing import Part, Rows
+from mm_assets.lake import Lake
+from mm_assets.retrieval.questions import Question
+from mm_assets.retrieval.signals import Ranked
+from mm_assets.retrieval.tables import open_tables
+from mm_assets.vectors import as_vector_ids
+
+if TYPE_CHECKING:
+    import duckdb
+
+_ROW = "object_id, bucket, key, etag, segment_id, start_s, end_s, page_number"
+_SCORE = "score"
+
+
+class NameSignal:
+    """Segments in which something of a name was detected, or that are tagged with it."""
+
+    def __init__(self, lake: Lake, cache: Path) -> None:
+        self._lake, self._cache = lake, cache
+
+    def rank(self, question: Question, n: int, within: pa.Array | None) -> tuple[list[Ranked], list[str]]:
+        """Rank the segments of each name by the confidence of the detection, and by the similarity of the tag.
+
+        Returns
+        -------
+        what is found, and what there is to say of names that nothing has
+        """
+        found: list[Ranked] = []
+        notes: list[str] = []
+        with open_tables(self._lake, self._cache) as connection:
+            passes = "TRUE"
+            if within is not None:
+                connection.register("within", pa.table({"segment_id": within}))
+                passes = "segment_id IN (SELECT segment_id FROM within)"
+            queries = _queries(connection, passes)
+            for name in question.names:
+                of_name = [
+                    _ranked(f"{what} {name}", rows)
+                    for what, query in queries.items()
+                    if (rows := connection.sql(query, params=[name, n]).to_arrow_table()).num_rows
+                ]
+                found += of_name
+                if not of_name:
+                    notes.append(f"nothing is detected or tagged as {name!r}{_meant(connection, name, passes)}")
+        return found, notes
+
+
+def _queries(connection: "duckdb.DuckDBPyConnection", passes: str) -> dict[str, str]:
+    """Return what an answer says → the query for it, of the tables that are there."""
+    tables = {row[0] for row in connection.execute("SHOW TABLES").fetchall()}
+    boxed = f"{_ROW}, box_x0_px, box_y0_px, box_x1_px, box_y1_px"
+    queries = {
+        "detected_objects": ("shows", _best("detected_objects", boxed, "label", "confidence", passes)),
+        "tags": ("is tagged", _best("tags", _ROW, "tag", "similarity", passes)),
+    }
+    return dict(query for table, query in queries.items() if table in tables)
+
+
+def _best(table: str, columns: str, name: str, score: str, passes: str) -> str:
+    """Return the query for the best row of each segment, best first; its parameters are a name and a number."""
+    return (
+        f"SELECT {columns}, {score} AS {_SCORE} FROM {table} WHERE lower({name}) = lower(?) AND {passes} "  # noqa: S608
+        f"QUALIFY row_number() OVER (PARTITION BY segment_id ORDER BY {score} DESC) = 1 "
+        f"ORDER BY {score} DESC, segment_id LIMIT ?"
+    )
+
+
+def _ranked(name: str, found: pa.Table) -> Ranked:
+    rows = Rows.of_parts([Part.in_memory(name, found.drop_columns(_SCORE), "segment_id")])
+    return Ranked(name, "names", as_vector_ids(found["segment_id"].to_pylist()), found[_SCORE].to_numpy(), rows)
+
+
+def _meant(connection: "duckdb.DuckDBPyConnection", name: str, passes: str) -> str:
+    tables = {row[0] for row in connection.execute("SHOW TABLES").fetchall()}
+    known = [
+        str(row[0]).lower()
+        for table, column in (("detected_objects", "label"), ("tags", "tag"))
+        if table in tables
+        for row in connection.execute(f"SELECT DISTINCT {column} FROM {table} WHERE {passes}").fetchall()  # noqa: S608  constants
+    ]
+    near = get_close_matches(name.lower(), known, 2, 0.6)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -24,6 +24,7 @@ from mm_assets.indexing import (
     update_index,
     write_part,
 )
+from mm_assets.indexing.building import _RecallTest
 from mm_assets.vectors import Floats, Ids, as_vector_ids
 
 HALF_PRECISION = 2e-3  # error of a cosine between codes of half precision, with room
@@ -143,6 +144,16 @@ def test_build_index_visits_more_lists_until_recall_is_reached() -> None:
     hard = build_index(stored(names(6_000), matrix), exact_rows=0, min_recall=0.97)
     assert hard.parameters["n_probes"] > easy.parameters["n_probes"]
     assert hard.recall >= 0.97 > easy.recall
+
+
+def test_build_index_searches_no_more_widely_than_it_must() -> None:
+    """Neither with half the lists nor with half the candidates would the bar be reached."""
+    matrix = unit(np.random.default_rng(0).normal(size=(6_000, 48)))
+    index = build_index(stored(names(6_000), matrix), exact_rows=0, min_recall=0.97)
+    test = _RecallTest(index.rows)
+    for name, least in (("n_probes", 8), ("n_candidates", 100)):
+        number = index.parameters[name]
+        assert number == least or test.measured(index.with_parameters({name: number // 2})).recall < 0.97
 
 
 def test_build_index_refuses_to_return_an_index_below_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ _TIE = 1e-5  # as good as the true tenth: equal vectors under other ids, and rou
 _FIRST_PROBES = 8
 _FIRST_CANDIDATES = 10 * MEASURED_AT
 _MOST_CANDIDATES = 100 * MEASURED_AT
+_CODES_PER_CANDIDATE = 20  # what it costs to keep a candidate, and to compare some of them, in codes
 _TRAINING_ROWS_PER_LIST = 39  # FAISS warns below this
 _TRAINING_ROUNDS = 8
 _REBUILD_SHARE = 0.25  # added and removed since the lists were made; older lists fit their vectors less and less
@@ -139,27 +140,53 @@ def _add(index: Any, ids: Ids, matrix: Floats) -> Numbers:
 
 
 def _tune(index: VectorIndex, min_recall: float) -> VectorIndex:
-    """Measure recall; double the lists that a query visits or the candidates it compares, whichever helps, until it is enough."""
+    """Measure recall; where it is not enough, take the cheapest search that reaches it."""
     test = _RecallTest(index.rows)
-    best = test.measured(index)
-    while best.recall < min_recall:
-        wider = [test.measured(other) for other in _wider(best)]
-        if not wider:
-            msg = (
-                f"recall@{MEASURED_AT} of the index over {index.n_rows} vectors is {best.recall:.4f} with all lists visited, "
-                f"below refresh.min_recall = {min_recall}; raise refresh.exact_index_rows to {index.n_rows} or more "
-                "(exact, slower), or lower refresh.min_recall"
-            )
-            raise ConfigError(msg)
-        best = max(wider, key=lambda other: other.recall)
-    return best
+    now = test.measured(index)
+    if now.recall >= min_recall:
+        return now
+    cheapest: VectorIndex | None = None
+    for n_candidates in _doubled(_FIRST_CANDIDATES, _MOST_CANDIDATES):
+        for tried in _wider_and_wider(index, n_candidates, test):
+            if cheapest is not None and _cost(tried) >= _cost(cheapest):
+                break
+            now = max(now, tried, key=lambda other: other.recall)
+            if tried.recall >= min_recall:
+                cheapest = tried
+                break
+    if cheapest is None:
+        msg = (
+            f"recall@{MEASURED_AT} of the index over {index.n_rows} vectors is {now.recall:.4f} at best, "
+            f"below refresh.min_recall = {min_recall}; raise refresh.exact_index_rows to {index.n_rows} or more "
+            "(exact, slower), or lower refresh.min_recall"
+        )
+        raise ConfigError(msg)
+    return cheapest
 
 
-def _wider(index: VectorIndex) -> Iterator[VectorIndex]:
-    for name, most in (("n_probes", index.parameters["n_lists"]), ("n_candidates", _MOST_CANDIDATES)):
-        now = index.parameters[name]
-        if now < most:
-            yield index.with_parameters({name: min(2 * now, most)})
+def _wider_and_wider(index: VectorIndex, n_candidates: int, test: "_RecallTest") -> Iterator[VectorIndex]:
+    """Yield the index, measured with twice as many lists each time, as long as that finds more."""
+    recall = -1.0
+    for n_probes in _doubled(_FIRST_PROBES, index.parameters["n_lists"]):
+        tried = test.measured(index.with_parameters({"n_probes": n_probes, "n_candidates": n_candidates}))
+        if tried.recall <= recall:
+            return
+        recall = tried.recall
+        yield tried
+
+
+def _doubled(first: int, most: int) -> Iterator[int]:
+    number = min(first, most)
+    while number < most:
+        yield number
+        number *= 2
+    yield most
+
+
+def _cost(index: VectorIndex) -> float:
+    """Return what a query costs, in codes that are looked at."""
+    rows_per_list = index.n_rows / index.parameters["n_lists"]
+    return float(index.parameters["n_probes"] * rows_per_list + _CODES_PER_CANDIDATE * index.parameters["n_candidates"])
 
 
 class _RecallTest:

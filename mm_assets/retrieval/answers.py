@@ -166,7 +166,8 @@ def _shrink(jpeg: bytes, side_px: int) -> bytes:
     from PIL import Image
 
     with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
-        image.draft("RGB", (side_px, side_px))
+        share = side_px / max(image.size)
+        image.draft("RGB", (int(image.width * share), int(image.height * share)))  # decodes no more than that takes
         image.thumbnail((side_px, side_px), reducing_gap=1.0)  # a third less CPU than Pillow's own choice
         sink = io.BytesIO()
         image.convert("RGB").save(sink, "JPEG", quality=80)

@@ -3,6 +3,7 @@
 Put here: workspaces in a temporary folder, and a few media drawn once. Keep out: fakes and generators themselves.
 """
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -24,6 +25,12 @@ from mm_assets.flows.workspace import Workspace
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let a person choose the ledger that all places use."""
     parser.addoption("--ledger", choices=("sqlite", "postgresql"), default="sqlite", help="database of the ledgers")
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C be heard, by the processes that tests start as well: a script starts what it sends to the background deaf."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -130,7 +130,7 @@ class WorkBook(BatchBook):
         with self._engine.begin() as connection:
             lock_work(connection, rows)
             give_up(connection, rows)
-            values = {"state": "claimed", "owner": owner, "lease_until": epoch_now() + lease_s}
+            values: dict[str, Any] = {"state": "claimed", "owner": owner, "lease_until": epoch_now() + lease_s}
             values["changed_at"] = time.time()
             values["reason"] = case((WORK.c.reason == INPUT_CHANGED, null()), else_=WORK.c.reason)
             counters = {"claims": WORK.c.claims + 1, "token": WORK.c.token + 1}

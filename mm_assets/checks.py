@@ -15,7 +15,7 @@ from mm_assets.assets.collection import VECTOR_INDEXES, judgement_tables, tables
 from mm_assets.assets.dead_letters import dead_letters_are_few
 from mm_assets.errors import ConfigError, SchemaError
 from mm_assets.flows.indexes import indexed_ids
-from mm_assets.flows.publishing import STATES, shown_recipes, step_table
+from mm_assets.flows.showing import STATES, shown_recipes, step_table
 from mm_assets.flows.verifying import index_difference
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import RangeFile

@@ -13,9 +13,10 @@ from mm_assets.buckets.local import LocalStore
 from mm_assets.errors import ConfigError
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.locking import BusyError
-from mm_assets.flows.publishing import STATES, publish_steps, stale_step_shards
+from mm_assets.flows.publishing import publish_steps, stale_step_shards
 from mm_assets.flows.rebuilding import rebuild
 from mm_assets.flows.refreshing import needs_refresh
+from mm_assets.flows.showing import STATES
 from mm_assets.lake import Lake
 from mm_assets.ledger import SeenObject
 from mm_assets.ledger.locks import LockBook

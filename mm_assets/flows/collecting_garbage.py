@@ -16,8 +16,8 @@ from mm_assets.buckets.base import StoredObject
 from mm_assets.errors import ConfigError
 from mm_assets.flows.generations import OF_OBJECTS, TAXONOMY
 from mm_assets.flows.locking import held
-from mm_assets.flows.publishing import is_listed, withdrawn_shards
 from mm_assets.flows.removing import old_generation_files
+from mm_assets.flows.showing import is_listed, withdrawn_shards
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import ARRIVALS, DISCOVERY, JUDGEMENTS, parse_result_key
 from mm_assets.ledger.catalog import PUBLISH_LOCK

@@ -1,6 +1,6 @@
 """From results to the tables that analysts read, shard by shard, only where something changed.
 
-Put here: which recipe a table shows, fingerprints of shards, gathering rows. Keep out: indexes and models.
+Put here: fingerprints of shards, gathering rows, writing files. Keep out: what is shown at all, indexes and models.
 
 A fingerprint names all that determined a shard's file. It is compared before anything is read, so an unchanged shard
 costs nothing and a kill between file and ledger only repeats the file. One process at a time publishes; what one that
@@ -9,7 +9,7 @@ receipt before the file without them replaces the one with them.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -23,7 +23,7 @@ from mm_assets.flows.indexes import indexed_ids
 from mm_assets.flows.judging import JUDGEMENTS, judge_vectors
 from mm_assets.flows.locking import BusyError, held
 from mm_assets.flows.receipts import intend_rows
-from mm_assets.flows.recipes import Extractors, upstream
+from mm_assets.flows.showing import INDEXED, STATES, Key, is_listed, promote_recipes, shown_recipes, shown_tables, step_table, withdrawn_shards
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
 from mm_assets.lake import read_provenance
@@ -32,9 +32,6 @@ from mm_assets.ledger.catalog import OVERTAKEN, PUBLISH_LOCK
 from mm_assets.schemas import TABLES, Table
 from mm_assets.spaces import SPACES, WORDS
 from mm_assets.vectors import Ids, as_vector_ids
-
-STATES = "step_states"
-_INDEXED = "indexed_vectors"
 
 
 @dataclass
@@ -55,82 +52,7 @@ class Published:
     new_objects: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
-Key = tuple[str, int]  # table, shard
 Indexes = Mapping[str, tuple[Ids, dict[str, Any]] | None]
-
-
-def promote_recipes(workspace: Workspace) -> dict[str, str]:
-    """Show the current recipes once they are complete; returns what changed.
-
-    Steps that read each other change together, so that rows of two models are never mixed in an answer. A source that
-    left the settings holds nothing up: its rows stay shown until a recipe changes, and leave the tables with the old one.
-    """
-    aliases = [source.alias for source in workspace.settings.sources]
-    for alias in aliases:  # work that nobody asked for yet must not look complete
-        workspace.ledger.work.want(alias, workspace.recipes_of(alias))
-    published = workspace.ledger.catalog.published()
-    changed = {step: recipe for step, recipe in workspace.recipes.items() if published.get(step) != recipe}
-    ready = {}
-    for group in _connected(set(changed), workspace.extractors):
-        is_first = all(step not in published for step in group)
-        if is_first or all(workspace.ledger.work.complete(step, changed[step], aliases) for step in group):
-            ready.update({step: changed[step] for step in group})
-    if ready:
-        workspace.ledger.catalog.publish(ready)
-    shown = workspace.ledger.catalog.published()
-    if (
-        workspace.lake.published() != shown
-    ):  # the lake's copy comes last: a kill in between leaves it to the next publish
-        workspace.lake.write_published(shown)
-    return ready
-
-
-def shown_recipes(workspace: Workspace) -> dict[str, str]:
-    """Return step → published recipe, of the steps that some source still asks for."""
-    return {s: r for s, r in workspace.ledger.catalog.published().items() if s in workspace.recipes}
-
-
-def shown_tables(workspace: Workspace) -> set[str]:
-    """Return the tables that are published: of the steps that some source asks for, and what is judged by them."""
-    tables = {*shown_recipes(workspace), STATES}
-    if SPACES["visual"].table in tables:
-        tables |= set(JUDGEMENTS)
-    return tables | ({_INDEXED} if tables & {space.table for space in SPACES.values()} else set())
-
-
-def withdrawn_shards(workspace: Workspace, files: Collection[Key] | None = None) -> list[Key]:
-    """Return the published files of shards without a live object, and of tables that are not shown any more.
-
-    Shard 0 stays, so that a glob finds a schema.
-
-    Parameters
-    ----------
-    files : (table, shard) of the files there are; None for those that the ledger knows
-    """
-    live, shown = workspace.ledger.objects.live_shards() | {0}, shown_tables(workspace)
-    known = workspace.ledger.catalog.shard_files() if files is None else files
-    return sorted(key for key in known if key[1] not in live or key[0] not in shown)
-
-
-def is_listed(workspace: Workspace) -> bool:
-    """Whether every source was listed to its end since this ledger began: only then is what it does not know not there."""
-    scans = (workspace.ledger.objects.scan(source.alias) for source in workspace.settings.sources)
-    return not workspace.ledger.restoring.is_under_way() and all(scan.finished_at is not None for scan in scans)
-
-
-def _connected(steps: set[str], extractors: Extractors) -> list[set[str]]:
-    """Group steps that reach each other through changed steps."""
-    groups: list[set[str]] = []
-    for step in sorted(steps):
-        near = {step, *(set(upstream(step, extractors)) & steps)}
-        touching = [group for group in groups if group & near]
-        groups = [group for group in groups if group not in touching] + [near.union(*touching)]
-    return groups
-
-
-def step_table(workspace: Workspace, step: str) -> Table:
-    """Return the table of a step, also of an extractor that was plugged in."""
-    return workspace.extractors[step].table if step in workspace.extractors else TABLES[step]
 
 
 def stale_step_shards(workspace: Workspace) -> dict[Key, str]:
@@ -356,7 +278,7 @@ def publish_judgements(workspace: Workspace, on_file: Callable[[str], None] = la
         indexes = {space.name: indexed_ids(workspace, space) for space in SPACES.values()}
         for (name, shard), fingerprint in stale_judgement_shards(workspace).items():
             on_file(f"{name} shard {shard}")
-            is_index = name == _INDEXED
+            is_index = name == INDEXED
             rows = _index_rows(workspace, shard, indexes) if is_index else _judged(workspace, frozen, name, shard)
             outcome.new_objects[name] += _new_in(workspace.lake.read_shard(name, shard, ["object_id"]), rows)
             _write(workspace, _File(TABLES[name], shard, rows, fingerprint), token)
@@ -383,7 +305,7 @@ def stale_judgement_shards(workspace: Workspace) -> dict[Key, str]:
             wanted |= {(name, shard): short_hash(name, file.fingerprint, all_marks) for name in JUDGEMENTS}
     for shard in {shard for table, shard in files if table in {space.table for space in SPACES.values()}}:
         vectors = [files[space.table, shard].fingerprint for space in SPACES.values() if (space.table, shard) in files]
-        wanted[_INDEXED, shard] = short_hash(_INDEXED, all_marks, *vectors)
+        wanted[INDEXED, shard] = short_hash(INDEXED, all_marks, *vectors)
     return _stale(workspace, wanted)
 
 
@@ -396,7 +318,7 @@ def _judged(workspace: Workspace, frozen: Frozen, name: str, shard: int) -> pa.T
 
 
 def _index_rows(workspace: Workspace, shard: int, indexes: Indexes) -> pa.Table:
-    schema = TABLES[_INDEXED].arrow_schema()
+    schema = TABLES[INDEXED].arrow_schema()
     parts = [schema.empty_table()]
     for space in SPACES.values():
         columns = list(dict.fromkeys(["object_id", "bucket", "key", "etag", "segment_id", space.item_column]))

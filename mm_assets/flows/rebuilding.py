@@ -21,8 +21,8 @@ from mm_assets.errors import ConfigError, MmAssetsError
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.generations import OF_OBJECTS, TAXONOMY
 from mm_assets.flows.locking import held
-from mm_assets.flows.publishing import STATES, shown_recipes
 from mm_assets.flows.selecting import Selection
+from mm_assets.flows.showing import STATES, shown_recipes
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import ObjectVersion
 from mm_assets.lake import DISCOVERY, parse_result_key

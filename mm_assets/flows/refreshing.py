@@ -23,8 +23,9 @@ from mm_assets.errors import ConfigError
 from mm_assets.flows.generations import BASELINE, CLUSTERS, TAXONOMY, tables_of
 from mm_assets.flows.indexes import make_index, make_text_index, open_rows, store_parts
 from mm_assets.flows.locking import held
-from mm_assets.flows.publishing import stale_judgement_shards, stale_step_shards, withdrawn_shards
+from mm_assets.flows.publishing import stale_judgement_shards, stale_step_shards
 from mm_assets.flows.scratch import scratch
+from mm_assets.flows.showing import withdrawn_shards
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
 from mm_assets.indexing import INDEX_FILE, ROWS_FILE, write_rows

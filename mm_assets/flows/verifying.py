@@ -21,9 +21,10 @@ from mm_assets.buckets.base import ObjectChangedError, ObjectNotFoundError, Stor
 from mm_assets.errors import SchemaError
 from mm_assets.flows.indexes import indexed_ids
 from mm_assets.flows.judging import JUDGEMENTS
-from mm_assets.flows.publishing import STATES, shown_recipes, stale_judgement_shards, stale_step_shards
+from mm_assets.flows.publishing import stale_judgement_shards, stale_step_shards
 from mm_assets.flows.rebuilding import selected
 from mm_assets.flows.refreshing import lagging
+from mm_assets.flows.showing import STATES, shown_recipes
 from mm_assets.flows.workspace import Workspace
 from mm_assets.lake import DISCOVERY, RangeFile, parse_result_key, read_provenance
 from mm_assets.spaces import SPACES, WORDS

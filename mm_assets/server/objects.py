@@ -11,7 +11,7 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, HTTPException, Path, Request, Response
 
-from mm_assets.flows.publishing import step_table
+from mm_assets.flows.showing import step_table
 from mm_assets.flows.telling import read_story
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import KnownObject

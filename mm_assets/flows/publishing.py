@@ -23,7 +23,17 @@ from mm_assets.flows.indexes import indexed_ids
 from mm_assets.flows.judging import JUDGEMENTS, judge_vectors
 from mm_assets.flows.locking import BusyError, held
 from mm_assets.flows.receipts import intend_rows
-from mm_assets.flows.showing import INDEXED, STATES, Key, is_listed, promote_recipes, shown_recipes, shown_tables, step_table, withdrawn_shards
+from mm_assets.flows.showing import (
+    INDEXED,
+    STATES,
+    Key,
+    is_listed,
+    promote_recipes,
+    shown_recipes,
+    shown_tables,
+    step_table,
+    withdrawn_shards,
+)
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
 from mm_assets.lake import read_provenance

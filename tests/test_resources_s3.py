@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -14,7 +15,7 @@ from mm_assets.buckets.s3 import S3Store
 from mm_assets.buckets.traffic import Traffic
 from mm_assets.errors import ConfigError
 from mm_assets.resources.readers import Links
-from mm_assets.resources.s3 import BucketS3Resource, open_store
+from mm_assets.resources.s3 import BucketS3Resource, _loader, open_store
 from mm_assets.settings import Location, Settings, SourceSettings
 
 KEYS = {"access_key_id": "id", "secret_access_key": "secret"}
@@ -40,6 +41,33 @@ def server_url() -> Iterator[str]:
 def bucket(**changes: str) -> Location:
     """Return the settings of a bucket."""
     return Location.model_validate({"uri": "s3://bucket/a/b", "region": "us-east-1", **KEYS, **changes})
+
+
+def test_the_end_of_an_object_of_unknown_length_is_read_by_its_head(
+    server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service may answer a range with a star for the length of the whole (RFC 9110)."""
+    location = bucket(endpoint_url=server_url, uri="s3://star/")
+    BucketS3Resource.from_location(location).get_client().create_bucket(Bucket="star")
+    store = open_store(location)
+    assert isinstance(store, S3Store)
+    store.put("k", b"0123456789")
+    get = store._client.get_object
+
+    def get_object(**asked: Any) -> Any:
+        return get(**asked) | {"ContentRange": "bytes 7-9/*"}
+
+    monkeypatch.setattr(store._client, "get_object", get_object)
+    assert store.read_tail("k", 3) == (store.head("k"), b"789")
+
+
+def test_sessions_share_models_and_leave_nothing_behind() -> None:
+    """A sensor opens clients for ever: the places where models are looked for stay as many."""
+    BucketS3Resource.from_location(bucket()).get_client()
+    before = list(_loader().search_paths)
+    for _ in range(3):
+        BucketS3Resource.from_location(bucket()).get_client()
+    assert _loader().search_paths == before
 
 
 def test_open_store_opens_buckets_and_folders(server_url: str, tmp_path: Path) -> None:

@@ -184,16 +184,22 @@ class S3Store:
     def read_tail(self, key: str, length: int) -> tuple[StoredObject, bytes]:
         """GET the end of one object; the answer describes it, so that HEAD is not asked first."""
 
-        def read(stored: StoredObject, answer: "GetObjectOutputTypeDef", body: Body) -> tuple[StoredObject, bytes]:
-            # A service that does not know ranges sends the whole object.
-            total = answer["ContentRange"].rpartition("/")[2] if answer.get("ContentRange") else stored.size_bytes
-            return replace(stored, size_bytes=to_size(total)), body.read()[-length:]
+        def read(
+            stored: StoredObject, answer: "GetObjectOutputTypeDef", body: Body
+        ) -> tuple[StoredObject, bytes] | None:
+            if not answer.get("ContentRange"):  # a service that does not know ranges sends the whole object
+                return stored, body.read()[-length:]
+            total = answer["ContentRange"].rpartition("/")[2]  # which may be a star: not known
+            return (replace(stored, size_bytes=to_size(total)), body.read()) if total.isdigit() else None
 
-        try:
-            return self._get(key, read, Range=f"bytes=-{length}")
-        except ObjectChangedError:  # 416: of an empty object there is no range
-            stored = self.head(key)
-            return stored, self.read_range(key, 0, stored.size_bytes, etag=stored.etag)
+        found = None
+        with suppress(ObjectChangedError):  # 416: of an empty object there is no range
+            found = self._get(key, read, Range=f"bytes=-{length}")
+        if found is not None:
+            return found
+        stored = self.head(key)
+        start = max(0, stored.size_bytes - length)
+        return stored, self.read_range(key, start, stored.size_bytes - start, etag=stored.etag)
 
     def put(self, key: str, data: bytes) -> str:
         """PUT one object with its MD5, so that damage on the way is refused."""

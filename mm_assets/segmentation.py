@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from mm_assets.identity import ObjectVersion, segment_id
+from mm_assets.limits import MediaLimits
 from mm_assets.media import scenes
 from mm_assets.media.guard import DecodedMedia
 from mm_assets.media.segments import MediaFacts, read_segments
 from mm_assets.schemas import TABLES
-from mm_assets.settings import MediaLimits
 
 # Raised by hand whenever the rows that follow from the same bytes change.
 RAW_OBJECTS_CODE_VERSION = "1"

@@ -12,26 +12,20 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from mm_assets.errors import ConfigError
+from mm_assets.limits import MIB, MediaLimits, Section
 from mm_assets.schemas import STEP_TABLES
 from mm_assets.settings_faults import explain_faults
 
 CONFIG_NAME = "mm_assets.yaml"
 CONFIG_VARIABLE = "MM_ASSETS_CONFIG"
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-MIB = 1 << 20
 
 
-class _Section(BaseModel):
-    """A part of the settings; an unknown name is an error, so that a typing slip is not silently ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Location(_Section):
+class Location(Section):
     """A folder or a bucket with a prefix."""
 
     uri: str = Field(description="a folder, or s3://bucket/prefix")
@@ -124,7 +118,7 @@ class LakeSettings(Location):
     server_side_encryption: Literal["AES256", "aws:kms"] | None = Field(None, description="asked for on every write")
 
 
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """Which weights are used."""
 
     pack: str = Field("demo", description="demo | standard | path of a folder with a pack.yaml")
@@ -134,27 +128,7 @@ class ModelSettings(_Section):
     batch_size: int = Field(32, ge=1, le=4096, description="segments in one call of a model")
 
 
-class MediaLimits(_Section):
-    """What one object may cost while it is decoded, in its own guarded child process."""
-
-    wall_s: float = Field(900, gt=0, description="wall-clock seconds for one object")
-    cpu_s: int = Field(900, gt=0, description="CPU seconds for one object")
-    memory_bytes: int = Field(
-        2048 * MIB, gt=256 * MIB, description="address space of the child beyond the loaded libraries"
-    )
-    output_bytes: int = Field(2048 * MIB, gt=MIB, description="largest file the child may write")
-    max_pixels: int = Field(100_000_000, gt=0, description="pixels of a still image")
-    max_side_px: int = Field(32_768, gt=0, description="longest side of a still image")
-    max_pages: int = Field(500, ge=1, description="pages read of a document")
-    max_duration_s: float = Field(6 * 3600, gt=0, description="longest video or recording")
-    max_video_pixels: int = Field(8_294_400 * 4, gt=0, description="pixels of one video frame")
-    keyframe_every_s: float = Field(10.0, gt=0, description="long scenes get one keyframe each so many seconds")
-    keyframe_side_px: int = Field(1280, ge=64, description="keyframes and images are scaled to fit; never enlarged")
-    page_dpi: int = Field(150, ge=36, le=600, description="resolution of page images")
-    audio_chunk_s: float = Field(30.0, gt=1, le=30, description="longest stretch of audio; Whisper hears 30 s")
-
-
-class RunSettings(_Section):
+class RunSettings(Section):
     """How objects are grouped into runs, and how often an object is tried."""
 
     batch_objects: int = Field(128, ge=1, le=100_000, description="object versions in one run")
@@ -166,7 +140,7 @@ class RunSettings(_Section):
     max_live_partitions: int = Field(50_000, ge=100, description="done keys beyond this leave Dagster, not the ledger")
 
 
-class RefreshSettings(_Section):
+class RefreshSettings(Section):
     """When and how tables, indexes and models of the collection are built."""
 
     shard_objects: int = Field(2_000, ge=1, description="object versions in one shard of a table")
@@ -185,13 +159,13 @@ class RefreshSettings(_Section):
     gone_brake: float = Field(0.2, ge=0, le=1, description="a pass that misses a larger share of a source stops")
 
 
-class KubernetesSettings(_Section):
+class KubernetesSettings(Section):
     """Where runs go on a cluster."""
 
     split_by_device: bool = Field(False, description="decode and OCR on CPU pods, models on GPU pods")
 
 
-class SqsQueue(_Section):
+class SqsQueue(Section):
     """A queue of Amazon SQS that a bucket's events go to, directly or through SNS or EventBridge."""
 
     queue_url: str = Field(description="URL of the queue")
@@ -200,7 +174,7 @@ class SqsQueue(_Section):
     profile: str | None = Field(None, description="AWS profile that holds the keys")
 
 
-class R2Queue(_Section):
+class R2Queue(Section):
     """A Cloudflare queue that an R2 bucket's events go to, pulled over HTTP."""
 
     account_id: str = Field(description="Cloudflare account")
@@ -211,7 +185,7 @@ class R2Queue(_Section):
     api_url: str = Field("https://api.cloudflare.com/client/v4", description="Cloudflare's API")
 
 
-class EventSettings(_Section):
+class EventSettings(Section):
     """Who may tell what changed. Events are hints: each becomes a HEAD, and the listing repairs what they miss."""
 
     b2_secrets: tuple[str, ...] = Field((), description="signing secrets of Backblaze B2's event rules", repr=False)
@@ -238,7 +212,7 @@ class EventSettings(_Section):
         return secrets
 
 
-class OidcSettings(_Section):
+class OidcSettings(Section):
     """An identity provider whose signed tokens (JWT) are taken as keys; needs the extra `oidc`."""
 
     issuer: str = Field("", description="what `iss` of a token must be, e.g. https://login.example.com; empty = off")
@@ -259,7 +233,7 @@ class OidcSettings(_Section):
         return self
 
 
-class ServeSettings(_Section):
+class ServeSettings(Section):
     """The small server of `mm serve`."""
 
     host: str = Field("127.0.0.1", description="address to listen on; beyond loopback it needs a key (`mm keys add`)")
@@ -281,7 +255,7 @@ class ServeSettings(_Section):
         return keys
 
 
-class ExportSettings(_Section):
+class ExportSettings(Section):
     """What `mm export` needs to reach stores of others."""
 
     qdrant_api_key: str | None = Field(

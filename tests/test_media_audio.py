@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from media_factory import RATE_HZ, Samples, noise, silence, write_sound
 
 from mm_assets.errors import ObjectError, Reason
+from mm_assets.limits import MediaLimits
 from mm_assets.media.audio import Chunker, to_flac
 from mm_assets.media.decode import decode_file
 from mm_assets.media.segments import SegmentWriter, read_segments
-from mm_assets.settings import MediaLimits
 
 LIMIT_S = 30.0
 

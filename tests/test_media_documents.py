@@ -11,10 +11,10 @@ from media_factory import write_pdf
 from PIL import Image
 
 from mm_assets.errors import ObjectError, Reason
+from mm_assets.limits import MediaLimits
 from mm_assets.media.decode import decode_file
 from mm_assets.media.documents import MAX_PAGE_PIXELS, MAX_TEXT_BYTES
 from mm_assets.media.segments import MediaFacts, SegmentWriter, read_segments
-from mm_assets.settings import MediaLimits
 
 TEXTS = ["first page\nof three", "", "Grüße, third page"]
 

@@ -16,17 +16,17 @@ import pytest
 from media_factory import Clip, draw_frame, noise, write_clip, write_image, write_pdf, write_sound
 
 from mm_assets.errors import ObjectError, Reason, ServiceError
+from mm_assets.limits import MediaLimits
 from mm_assets.media.guard import MediaWorker, _checked_segments, _raise_for, _read_facts
 from mm_assets.media.segments import SEGMENT_SCHEMA, Segment, SegmentWriter, read_segments
 from mm_assets.media.worker import EXIT_SERVICE, Ending
-from mm_assets.settings import MediaLimits
 
 MIB = 1 << 20
 OWNER = """
 import sys
 from pathlib import Path
 from mm_assets.media.guard import MediaWorker
-from mm_assets.settings import MediaLimits
+from mm_assets.limits import MediaLimits
 with MediaWorker(MediaLimits()) as worker:
     worker.decode(Path(sys.argv[1]), Path(sys.argv[2]))
 """

@@ -12,9 +12,9 @@ from media_factory import draw_frame, write_image
 from PIL import Image
 
 from mm_assets.errors import ObjectError, Reason
+from mm_assets.limits import MediaLimits
 from mm_assets.media.decode import decode_file
 from mm_assets.media.segments import MediaFacts, SegmentWriter, read_segments
-from mm_assets.settings import MediaLimits
 
 PICTURE = draw_frame(1, 0.0, 640, 400)
 

@@ -18,7 +18,7 @@ WORKER = """
 import json, os, sys, time
 from pathlib import Path
 from mm_assets.media import sandbox, worker
-from mm_assets.settings import MediaLimits
+from mm_assets.limits import MediaLimits
 
 folder, outside, owner = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 (folder / "object.bin").write_bytes(b"media")

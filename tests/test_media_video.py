@@ -12,11 +12,11 @@ from media_factory import Clip, Pixels, draw_frame, noise, write_clip
 from PIL import Image
 
 from mm_assets.errors import ObjectError, Reason
+from mm_assets.limits import MediaLimits
 from mm_assets.media.decode import decode_file
 from mm_assets.media.segments import MediaFacts, SegmentWriter, read_segments
 from mm_assets.media.sniff import MediaType
 from mm_assets.media.video import decode_timed
-from mm_assets.settings import MediaLimits
 
 
 def decode(file: Path, **limits: Any) -> tuple[MediaFacts, list[dict[str, Any]]]:

@@ -9,6 +9,7 @@ from media_factory import Clip, noise, write_clip
 
 from mm_assets.errors import ObjectError, Reason
 from mm_assets.identity import ObjectVersion
+from mm_assets.limits import MediaLimits
 from mm_assets.media.guard import DecodedMedia
 from mm_assets.media.segments import MediaFacts, Segment, SegmentWriter
 from mm_assets.media.sniff import MediaType
@@ -16,7 +17,6 @@ from mm_assets.media.video import decode_timed
 from mm_assets.media.worker import Ending
 from mm_assets.schemas import TABLES
 from mm_assets.segmentation import decode_params, raw_object_row, segment_batches
-from mm_assets.settings import MediaLimits
 
 VERSION = ObjectVersion("bucket", "films/é ../a.mp4", "abc-3")
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

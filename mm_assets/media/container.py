@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mm_assets.errors import ObjectError, Reason
+from mm_assets.limits import MediaLimits
 from mm_assets.media.sniff import MediaType
-from mm_assets.settings import MediaLimits
 
 # FFmpeg's demuxers by sniffed format. The list is the guard: playlists (hls, concat, sdp, dash …) can name other files
 # and hosts, and protocol_whitelist alone does not stop them.

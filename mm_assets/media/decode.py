@@ -6,12 +6,12 @@ Put here: the choice of decoder. Keep out: processes and limits of the operating
 from pathlib import Path
 
 from mm_assets.errors import ObjectError, Reason
+from mm_assets.limits import MediaLimits
 from mm_assets.media.documents import decode_pdf
 from mm_assets.media.images import decode_image
 from mm_assets.media.segments import MediaFacts, SegmentWriter
 from mm_assets.media.sniff import sniff
 from mm_assets.media.video import decode_timed
-from mm_assets.settings import MediaLimits
 
 HEAD_BYTES = 4_096
 

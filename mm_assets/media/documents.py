@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mm_assets.errors import ObjectError, Reason
+from mm_assets.limits import MediaLimits
 from mm_assets.media.images import to_jpeg
 from mm_assets.media.segments import MediaFacts, Segment, SegmentWriter
-from mm_assets.settings import MediaLimits
 
 MAX_TEXT_BYTES = 1 << 20
 # A page may claim to be 20 million points wide; text of ordinary pages stays legible far below this.

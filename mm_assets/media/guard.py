@@ -20,6 +20,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from mm_assets.errors import ObjectError, Reason, ServiceError
+from mm_assets.limits import MediaLimits
 from mm_assets.media.segments import SEGMENT_SCHEMA, MediaFacts
 from mm_assets.media.worker import (
     ERROR_NAME,
@@ -30,7 +31,6 @@ from mm_assets.media.worker import (
     SEGMENTS_NAME,
     Ending,
 )
-from mm_assets.settings import MediaLimits
 
 # The worker sees no variable of ours: no keys, no proxies. Threads and arenas are bounded because the limit on
 # address space counts each one's reserve.

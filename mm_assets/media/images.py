@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mm_assets.errors import ObjectError, Reason
+from mm_assets.limits import MediaLimits
 from mm_assets.media.segments import MediaFacts, Segment, SegmentWriter
-from mm_assets.settings import MediaLimits
 
 if TYPE_CHECKING:
     from PIL.Image import Image

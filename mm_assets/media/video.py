@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_assets.errors import ObjectError, Reason
+from mm_assets.limits import MediaLimits
 from mm_assets.media.audio import AudioTrack
 from mm_assets.media.container import (
     Streams,
@@ -21,7 +22,6 @@ from mm_assets.media.container import (
 from mm_assets.media.scenes import PictureTrack
 from mm_assets.media.segments import MediaFacts, Segment, SegmentWriter
 from mm_assets.media.sniff import MediaType
-from mm_assets.settings import MediaLimits
 
 _USUAL_RATE = Fraction(25)
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Never
 
 from mm_assets.errors import ObjectError, Reason
+from mm_assets.limits import MediaLimits
 from mm_assets.media.decode import decode_file
 from mm_assets.media.sandbox import (
     adopt_orphans,
@@ -35,7 +36,6 @@ from mm_assets.media.sandbox import (
     stay_in,
 )
 from mm_assets.media.segments import SegmentWriter
-from mm_assets.settings import MediaLimits
 
 SEGMENTS_NAME, FACTS_NAME, ERROR_NAME, LOG_NAME = "segments.arrow", "facts.json", "error.json", "stderr.txt"
 EXIT_OBJECT, EXIT_SERVICE = 65, 75  # EX_DATAERR and EX_TEMPFAIL of sysexits.h

@@ -22,11 +22,12 @@ from s3_server import KEY_ID, SECRET, make_client, moto_server
 
 from mm_assets.flows import ends, hints, locking, preparing
 from mm_assets.flows.workspace import Workspace
+from mm_assets.limits import MediaLimits
 from mm_assets.media.decode import decode_file
 from mm_assets.media.guard import DecodedMedia
 from mm_assets.media.segments import SegmentWriter
 from mm_assets.media.worker import SEGMENTS_NAME, Ending
-from mm_assets.settings import MediaLimits, Settings, load_settings
+from mm_assets.settings import Settings, load_settings
 
 ALIAS = "source"
 STEPS = ("raw_objects", "segments", "visual_embeddings", "media_quality")

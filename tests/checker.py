@@ -36,8 +36,13 @@ ROW_IDS = {
     "ocr_text": "line_id",
     "transcripts": "utterance_id",
     "media_quality": "segment_id",
+    "text_embeddings": "piece_id",
 }
-SPACES = {"visual": ("visual_embeddings", "segment_id"), "face": ("faces", "face_id")}
+SPACES = {
+    "visual": ("visual_embeddings", "segment_id"),
+    "face": ("faces", "face_id"),
+    "text": ("text_embeddings", "piece_id"),
+}
 ONE_FOR_EACH_PICTURE = ("cluster_assignments", "anomaly_scores")
 JUDGEMENTS = ("tags", *ONE_FOR_EACH_PICTURE)
 FINAL = {"done", "skipped", "dead"}

@@ -35,7 +35,8 @@ def refresh(workspace: Workspace) -> None:
     """Publish and rebuild everything, as refresh_job does."""
     publishing.publish_steps(workspace)
     for space in SPACES.values():
-        refreshing.build_vector_index(workspace, space)
+        if space.table in workspace.recipes:
+            refreshing.build_vector_index(workspace, space)
     refreshing.build_text_index(workspace)
     refreshing.build_cluster_model(workspace)
     refreshing.build_anomaly_baseline(workspace)

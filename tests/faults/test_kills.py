@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from children import Moment, end, ingest, ingest_in_c, ingest_over_a_killer, start, work_for_ever
-from flow_driver import process
-from rig import Rig, alternately, everywhere, once, pairwise, wait_until
+from flow_driver import column, process
+from rig import Rig, alternately, everywhere, once, pairwise, read_from, wait_until
 from world.hostile import make_pixel_bomb
 
 from mm_assets.flows.discovery import discover
 from mm_assets.ledger.inbox import Hint
+from mm_assets.schemas import STEP_TABLES
 
 OBJECTS, WORK, CATALOG, REMOVALS, INBOX, LOCKS = (
     f"mm_assets.ledger.{name}"
@@ -61,6 +62,14 @@ ON_ARRIVAL = [
     Moment(f"{CATALOG}.set_generation", "within"),
     Moment(f"{LAKE}.write_shard", nth=10),
 ]
+ON_READING = [  # of the second wave
+    Moment(f"{WORK}.plan", nth=2),
+    Moment(f"{WORK}.claim_batch", nth=2),
+    Moment("mm_assets.flows.extracting:read_inputs"),
+    Moment(f"{LAKE}.read_results"),
+    Moment(f"{WORK}.finish", "within", nth=2),
+    Moment(f"{WORK}.finish", nth=2),
+]
 ON_CHANGE = [
     Moment(f"{INBOX}.waiting"),
     Moment(f"{OBJECTS}.record_hinted", "within"),
@@ -89,6 +98,26 @@ def test_a_kill_at_any_commit_point_loses_and_doubles_nothing(rig: Rig, moment: 
 
     assert rig.violations() == []
     assert max(row["tries"] for row in rig.rows("SELECT tries FROM work")) <= 1
+
+
+@pytest.mark.fault(1)
+@alternately("moment", {str(moment): (moment,) for moment in ON_READING})
+def test_a_kill_while_results_are_read_loses_and_doubles_nothing(rig: Rig, moment: Moment) -> None:
+    """A step that reads what others found is made once all of them are over, whoever was killed in between."""
+    rig.configure(
+        sources=[{"uri": f"s3://{rig.source}", "alias": "source", **read_from(rig.proxy.url, STEP_TABLES)}],
+        runs={"decode_workers": 1},
+    )
+    rig.add("clip.mp4")
+
+    assert end(start(ingest, str(rig.place.config_file), moment)) == -signal.SIGKILL
+    assert rig.broken_promises() == []
+    workspace = rig.open()
+    rig.settle(workspace)
+
+    assert rig.violations() == []
+    assert rig.states("clip.mp4")["text_embeddings"] == ("done", None)
+    assert set(column(workspace, "text_embeddings", "kind")) == {"said", "shown"}
 
 
 @pytest.mark.fault(1)

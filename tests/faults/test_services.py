@@ -10,7 +10,7 @@ import pytest
 from botocore.config import Config
 from fault_proxy import Fault, answer, late, reset, slow
 from flow_driver import process
-from rig import Rig, access_to, alternately, buckets, everywhere, once, pairwise, run_once
+from rig import Rig, alternately, buckets, everywhere, once, pairwise, read_from, run_once
 
 from mm_assets.buckets.base import BreakerOpenError
 from mm_assets.errors import ConfigError, ServiceError
@@ -127,7 +127,7 @@ def test_an_open_breaker_refuses_at_once(rig: Rig) -> None:
 def test_a_daily_cap_pauses_its_source_until_midnight_and_no_other(rig: Rig) -> None:
     """simulated: Backblaze B2's 403 of a cap. The others go on, nothing is dead, and the source comes back by itself."""
     with buckets(rig.proxy.upstream) as (client, other, _):
-        access = access_to(rig.proxy.url)
+        access = read_from(rig.proxy.url)
         sources = [
             {"uri": f"s3://{name}", "alias": alias, **access}
             for alias, name in (("source", rig.source), ("other", other))
@@ -219,7 +219,7 @@ def test_a_refusal_ends_at_once_says_what_to_do_and_removes_nothing(rig: Rig, fa
 @pytest.mark.parametrize("rig", [("rclone", "sqlite")], ids=["rclone-sqlite"], indirect=True)
 def test_wrong_keys_are_refused_by_a_server_that_looks(rig: Rig) -> None:
     """No simulation: rclone checks the signature."""
-    access = access_to(rig.proxy.url) | {"secret_access_key": "wrong"}
+    access = read_from(rig.proxy.url) | {"secret_access_key": "wrong"}
     rig.configure(sources=[{"uri": f"s3://{rig.source}", "alias": "source", **access}])
 
     with pytest.raises(ConfigError, match="secret_access_key"):
@@ -248,7 +248,7 @@ def test_an_endpoint_that_cannot_be_reached_is_said_with_its_name(rig: Rig, url:
     """No name, no listener: the message names the endpoint, and whatever was known stays."""
     rig.add("picture0.png")
     rig.settle(rig.open())
-    rig.configure(sources=[{"uri": f"s3://{rig.source}", "alias": "source", **access_to(url)}])
+    rig.configure(sources=[{"uri": f"s3://{rig.source}", "alias": "source", **read_from(url)}])
 
     with pytest.raises(ServiceError, match=url):
         discover(rig.open(), "source")

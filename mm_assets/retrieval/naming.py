@@ -84,11 +84,11 @@ def _ranked(name: str, found: pa.Table) -> Ranked:
 
 def _meant(connection: "duckdb.DuckDBPyConnection", name: str, passes: str) -> str:
     tables = {row[0] for row in connection.execute("SHOW TABLES").fetchall()}
-    known = [
+    known = {
         str(row[0]).lower()
         for table, column in (("detected_objects", "label"), ("tags", "tag"))
         if table in tables
         for row in connection.execute(f"SELECT DISTINCT {column} FROM {table} WHERE {passes}").fetchall()  # noqa: S608  constants
-    ]
-    near = get_close_matches(name.lower(), known, 2, 0.6)
+    }
+    near = get_close_matches(name.lower(), sorted(known), 2, 0.6)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

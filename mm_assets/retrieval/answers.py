@@ -75,11 +75,15 @@ def _read_keyframe(file: pq.ParquetFile, segment_id: str) -> bytes | None:
     for group in range(file.num_row_groups):
         if not _may_hold(file.metadata.row_group(group), segment_id):
             continue
-        place = pc.index(file.read_row_group(group, ["segment_id"])["segment_id"], segment_id).as_py()
+        place = pc.index(_read(file, group, "segment_id"), segment_id).as_py()
         if place >= 0:
-            picture: bytes | None = file.read_row_group(group, ["keyframe_jpeg"])["keyframe_jpeg"][place].as_py()
+            picture: bytes | None = _read(file, group, "keyframe_jpeg")[place].as_py()
             return picture
     return None
+
+
+def _read(file: pq.ParquetFile, group: int, column: str) -> pa.ChunkedArray:
+    return file.read_row_group(group, [column], use_threads=False)[column]
 
 
 def _may_hold(group: pq.RowGroupMetaData, segment_id: str) -> bool:

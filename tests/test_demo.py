@@ -21,6 +21,7 @@ from mm_assets.lake import Lake
 from mm_assets.resources.readers import evaluate_search, open_retriever
 from mm_assets.retrieval.golden import read_golden
 from mm_assets.settings import Settings, load_settings
+from mm_assets.spaces import SPACES
 
 pytestmark = [pytest.mark.slow, pytest.mark.models, pytest.mark.filterwarnings("default")]
 DEMO = Path(__file__).parents[1] / "demo"
@@ -185,7 +186,7 @@ def test_identical_files_have_one_checksum(demo: Demo) -> None:
 def test_every_step_and_judgement_has_rows(demo: Demo) -> None:
     """No table is empty, and the index holds all vectors."""
     assert all(demo.summary.n_rows.values())
-    vectors = demo.summary.n_rows["visual_embeddings"] + demo.summary.n_rows["faces"]
+    vectors = sum(demo.summary.n_rows[space.table] for space in SPACES.values())
     assert demo.summary.n_rows["indexed_vectors"] == vectors
 
 

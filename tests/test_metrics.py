@@ -35,7 +35,7 @@ def test_steps_runs_and_failures_are_counted(make_workspace: Callable[..., Place
     process(workspace)
 
     found = _values(workspace)
-    assert found["runs_total{outcome=done}"] == 1
+    assert found["runs_total{outcome=done}"] == 2  # of two waves
     assert found["run_seconds_total{outcome=done}"] > 0
     assert found["step_results_total{step=raw_objects}"] == 4
     assert found["step_results_total{step=faces}"] == 2

@@ -283,6 +283,8 @@ def test_only_so_many_questions_wait(client: Client, monkeypatch: pytest.MonkeyP
     with ThreadPoolExecutor(2 * most) as pool:
         asked = [pool.submit(ask, client, text="x") for _ in range(2 * most)]
         refused = [one.result().status for one in islice(as_completed(asked), most)]
+        while not begun:  # its question is still being read
+            time.sleep(0.05)
         assert len(begun) == 1
         may_go.set()
         assert refused == [503] * most

@@ -244,7 +244,8 @@ def test_what_the_ledger_calls_published_is_in_the_lake(make_workspace: Make, mo
         other = {(file.name, file.shard) for file in files if there[file.name] != (file.fingerprint, file.n_rows)}
         return [f"{name} is not what the ledger says" for name, _ in other - stale_step_shards(workspace).keys()]
 
-    watch = Watch(monkeypatch, look, (Lake, "write_shard"), (Catalog, "set_shard_file"))
+    written = (Catalog, "begin_shard_file"), (Lake, "write_shard"), (Catalog, "set_shard_file")
+    watch = Watch(monkeypatch, look, *written)
     published = publish_steps(workspace)
 
     assert watch.found == []

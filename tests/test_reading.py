@@ -11,7 +11,7 @@ from places import Place
 
 from mm_assets.errors import ConfigError
 from mm_assets.extractors.base import ModelCard
-from mm_assets.flows import dead_letters
+from mm_assets.flows import dead_letters, publishing
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.planning import free_lost_work, plan_batches
 from mm_assets.flows.processing import new_owner, process_batch
@@ -276,3 +276,33 @@ def test_rows_of_a_result_that_was_made_again_are_not_kept(make_workspace: MakeP
     rows = workspace.lake.read_table(STEP)
     assert isinstance(rows, pa.Table)
     assert len(set(rows["piece_id"].to_pylist())) == rows.num_rows
+
+
+@pytest.mark.parametrize("place", ["_begin", "_write"])
+def test_what_is_made_again_while_it_is_published_is_published_again(
+    make_workspace: MakePlace, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Whether its input ends again before the publisher looks or after: the file is not what its fingerprint would say."""
+    workspace = make_workspace("clip.mp4").open()
+    ingest(workspace)
+    [known] = workspace.ledger.objects.find("clip.mp4")
+    workspace.ledger.catalog.doubt_shard_file(STEP, known.shard)
+    original, waves = getattr(publishing, place), [{"transcripts"}, {STEP}]
+
+    def make_again(steps: set[str]) -> None:
+        assert steps_of(workspace) >= steps
+
+    def call(of: Workspace, file: Any, *rest: Any) -> Any:
+        if waves[:1] == [{"transcripts"}] and STEP in (file, getattr(getattr(file, "table", None), "name", None)):
+            workspace.ledger.work.want_again("transcripts", workspace.recipes["transcripts"], [known.object_id])
+            make_again(waves.pop(0))
+        return original(of, file, *rest)
+
+    monkeypatch.setattr(publishing, place, call)
+    publishing.publish_steps(workspace)
+    make_again(waves.pop())
+
+    assert (STEP, known.shard) in publishing.stale_step_shards(workspace)
+    publishing.publish_steps(workspace)
+    assert set(kinds(workspace)) == {"said", "shown"}
+    assert publishing.stale_step_shards(workspace) == {}

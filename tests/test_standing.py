@@ -248,7 +248,7 @@ def test_a_kill_after_the_telling_tells_again_under_the_same_key(
 def test_what_a_killed_run_left_is_judged_and_searched_like_what_is_new(make_workspace: MakePlace) -> None:
     """Results that the next run keeps give their rows; a damaged one is made again."""
     place = make_workspace("picture0.png", "clip.mp4")
-    moment = Moment(f"{LEASE}.finish", "before")
+    moment = Moment("mm_assets.flows.processing:write_arrivals", "before")
     assert end(start(ingest, str(place.config_file), moment)) == -signal.SIGKILL
     damaged = sorted((place.lake / "results" / "faces").rglob("*.parquet"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-40])
@@ -259,7 +259,7 @@ def test_what_a_killed_run_left_is_judged_and_searched_like_what_is_new(make_wor
     done = [end for of in ends for end in of.ends if end.state == "done"]
     first_wave = [end.step for end in done if end.is_new and end.step != "text_embeddings"]
     assert first_wave == ["faces"]
-    items = {"visual": "segment_id", "face": "face_id", "words": "text_id"}  # a killed run may have left the same rows
+    items = {"visual": "segment_id", "face": "face_id", "words": "text_id"}
     arrived = {
         space: {
             row

@@ -255,6 +255,8 @@ class _Processing:
         processed = set[str]()
         for _ in waves(tuple(self._workspace.recipes), self._workspace.extractors):
             self._runner.process_some(1, processed)
+            if len(self._runner.failed_runs) > n_failed:
+                break
         if processed:
             seconds = time.monotonic() - started
             text = f"{len(processed)} objects processed, {seconds:.1f} s"

@@ -22,7 +22,7 @@ from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
 from mm_assets.indexing import ROWS_FILE, Part, Rows, VectorIndex, build_index, read_rows, update_index, write_part
 from mm_assets.ledger import ShardFile
-from mm_assets.ledger.catalog import OVERTAKEN
+from mm_assets.ledger.catalog import DOUBTED, OVERTAKEN
 from mm_assets.mirror import local_files
 from mm_assets.retrieval.indexes import TEXTS, open_index
 from mm_assets.spaces import WORDS, Space
@@ -55,7 +55,7 @@ def store_parts(
     known = {part["shard"]: part for part in current["parts"]} if current else {}
     for shard, files in _shards(workspace, space).items():
         made_of = short_hash(*(f"{file.name} {file.fingerprint}" for file in files))
-        before, is_whole = known.get(shard), all(file.fingerprint != OVERTAKEN for file in files)
+        before, is_whole = known.get(shard), all(file.fingerprint not in {OVERTAKEN, DOUBTED} for file in files)
         if before is not None and is_whole and before["made_of"] == made_of:
             yield before
         elif (part := _store_part(workspace, space, shard, files, folder)) is not None:

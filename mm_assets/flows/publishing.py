@@ -37,8 +37,8 @@ from mm_assets.flows.showing import (
 from mm_assets.flows.workspace import Workspace
 from mm_assets.identity import short_hash
 from mm_assets.lake import read_provenance
-from mm_assets.ledger import ShardFile
-from mm_assets.ledger.catalog import OVERTAKEN, PUBLISH_LOCK
+from mm_assets.ledger import KnownObject, ShardFile
+from mm_assets.ledger.catalog import PUBLISH_LOCK
 from mm_assets.schemas import TABLES, Table
 from mm_assets.spaces import SPACES, WORDS
 from mm_assets.vectors import Ids, as_vector_ids
@@ -62,6 +62,7 @@ class Published:
     new_objects: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
+_States = Sequence[tuple[KnownObject, Mapping[str, Any]]]
 Indexes = Mapping[str, tuple[Ids, dict[str, Any]] | None]
 
 
@@ -122,17 +123,14 @@ def publish_steps(workspace: Workspace, on_file: Callable[[str], None] = lambda 
     with held(workspace, PUBLISH_LOCK) as token:
         promote_recipes(workspace)
         recipes = shown_recipes(workspace)
-        stale, reopened = stale_step_shards(workspace), set[int]()
-        for (name, shard), fingerprint in sorted(stale.items(), key=_states_last):
+        for name, shard in sorted(stale_step_shards(workspace), key=_states_last):
             on_file(f"{name} shard {shard}")
+            former = _begin(workspace, name, shard, token)
             if name == STATES:
-                # Steps whose results are missing are wanted again by now, so this is not what the fingerprint says.
-                mark = short_hash("incomplete", fingerprint) if shard in reopened else fingerprint
-                file = _File(TABLES[STATES], shard, _state_rows(workspace, shard, recipes), mark)
+                file = _state_file(workspace, shard, recipes)
             else:
-                file, n_missing = _step_file(workspace, name, shard, recipes[name], fingerprint)
+                file, n_missing = _step_file(workspace, name, shard, recipes[name], former)
                 outcome.n_missing += n_missing
-                reopened |= {shard} if n_missing else set()
             _write(workspace, file, token)
             outcome.n_written += 1
         outcome.n_removed = _withdraw(workspace)
@@ -140,8 +138,8 @@ def publish_steps(workspace: Workspace, on_file: Callable[[str], None] = lambda 
     return outcome
 
 
-def _states_last(item: tuple[Key, str]) -> tuple[bool, Key]:
-    return item[0][0] == STATES, item[0]
+def _states_last(key: Key) -> tuple[bool, Key]:
+    return key[0] == STATES, key
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,43 +150,68 @@ class _File:
     fingerprint: str
 
 
-def _step_file(workspace: Workspace, step: str, shard: int, recipe: str, fingerprint: str) -> tuple[_File, int]:
-    """Return one shard of a step's table, and how many results are missing, which leaves it to be written again."""
-    rows, n_missing = _gather(workspace, step, shard, recipe)
-    mark = short_hash("incomplete", fingerprint) if n_missing else fingerprint
-    return _File(step_table(workspace, step), shard, rows, mark), n_missing
+def _begin(workspace: Workspace, name: str, shard: int, token: int) -> str | None:
+    """Note that a file is about to be made and written; returns the fingerprint that it had.
 
-
-def _write(workspace: Workspace, file: _File, token: int) -> None:
-    """Write a file; until the ledger has its fingerprint it counts as overtaken, whatever becomes of us.
+    Before anything is read that goes into it: what changes from now on leaves it in doubt, and a kill before the end leaves
+    it to the next publish.
 
     Raises
     ------
     BusyError
-        Another process publishes by now; the file is not written.
+        Another process publishes by now.
     """
+    former = workspace.ledger.catalog.begin_shard_file(name, shard)
+    # Asked after the note: held all the while, the lock let nobody else note the file in between.
+    if not workspace.ledger.locks.is_held(PUBLISH_LOCK, token):
+        holder = workspace.ledger.locks.holder(PUBLISH_LOCK)
+        raise BusyError(PUBLISH_LOCK, holder or "a process that has just ended")
+    return former
+
+
+def _step_file(workspace: Workspace, step: str, shard: int, recipe: str, former: str | None) -> tuple[_File, int]:
+    """Return one shard of a step's table, and how many results are missing, which leaves it to be written again.
+
+    Its fingerprint is of the states that are read here: since the file was found stale they may have changed.
+
+    Parameters
+    ----------
+    former : fingerprint of the published file
+    """
+    states = workspace.ledger.work.of_shard(shard, {step: recipe})
+    fingerprint = _fingerprint(workspace, step, _lines_of(shard, states)[step])
+    counts: dict[str, Any] = {known.object_id: work["n_rows"] for known, work in states if work["n_rows"]}
+    rows, n_missing = _gather(workspace, step, shard, recipe, counts, former)
+    mark = short_hash("incomplete", fingerprint) if n_missing else fingerprint
+    return _File(step_table(workspace, step), shard, rows, mark), n_missing
+
+
+def _lines_of(shard: int, states: _States) -> dict[str, list[str]]:
+    names = ("step", "recipe", "state", "reason", "n_rows")
+    return _lines((shard, known.object_id, *(work[name] for name in names)) for known, work in states)
+
+
+def _write(workspace: Workspace, file: _File, token: int) -> None:
+    """Write a file that was begun; until the ledger has its fingerprint it counts as overtaken, whatever becomes of us."""
     intend_rows(workspace, file.table.name, file.shard, file.rows["object_id"])
-    _foresee(workspace, ShardFile(file.table.name, file.shard, OVERTAKEN, file.rows.num_rows), token)
     workspace.lake.write_shard(file.table, file.shard, file.rows, _dim(file.rows), file.fingerprint)
     known = ShardFile(file.table.name, file.shard, file.fingerprint, file.rows.num_rows)
     workspace.ledger.catalog.set_shard_file(known, token)
 
 
-def _foresee(workspace: Workspace, file: ShardFile, token: int) -> None:
-    """Note that a file is about to be written, so that a kill before its end leaves it to the next publish."""
-    workspace.ledger.catalog.set_shard_file(file, token)
-    # Asked after the note: held all the while, the lock let nobody else note the file in between.
-    if not workspace.ledger.locks.is_held(PUBLISH_LOCK, token):
-        holder = workspace.ledger.locks.holder(PUBLISH_LOCK)
-        raise BusyError(PUBLISH_LOCK, holder or "a process that has just ended")
+def _gather(
+    workspace: Workspace, step: str, shard: int, recipe: str, counts: Mapping[str, int], former: str | None
+) -> tuple[pa.Table, int]:
+    """Return the rows of a shard: those already published, and the results that are new to it.
 
-
-def _gather(workspace: Workspace, step: str, shard: int, recipe: str) -> tuple[pa.Table, int]:
-    """Return the rows of a shard: those already published, and the results that are new to it."""
-    states = workspace.ledger.work.of_shard(shard, {step: recipe})
-    counts: dict[str, Any] = {known.object_id: work["n_rows"] for known, work in states if work["n_rows"]}
+    Parameters
+    ----------
+    counts : object → rows of its result
+    """
     done, empty = list(counts), _empty(workspace, step)
-    kept = _kept(workspace, step, shard, recipe, counts, empty.schema)
+    old = workspace.lake.read_shard(step, shard)
+    is_known = old is not None and former is not None and read_provenance(old.schema).get("fingerprint") == former
+    kept = _kept(old, recipe, counts, empty.schema) if is_known else None
     have = set(kept["object_id"].unique().to_pylist()) if kept is not None else set()
     new = [object_id for object_id in done if object_id not in have]
     results = workspace.lake.read_results(step, [(recipe, object_id) for object_id in new], empty.schema.names)
@@ -201,20 +224,9 @@ def _gather(workspace: Workspace, step: str, shard: int, recipe: str) -> tuple[p
     return _in_order(rows.replace_schema_metadata(), done), len(missing)
 
 
-def _kept(
-    workspace: Workspace, step: str, shard: int, recipe: str, counts: Mapping[str, int], schema: pa.Schema
-) -> pa.Table | None:
-    """Return the rows of the published file that still hold; none where it is not the file that the ledger knows.
-
-    Parameters
-    ----------
-    counts : object → rows of its result; an object with another number was made again since
-    """
-    old = workspace.lake.read_shard(step, shard)
-    known = workspace.ledger.catalog.shard_files().get((step, shard))
-    if old is None or known is None or old.schema.names != schema.names:
-        return None
-    if read_provenance(old.schema).get("fingerprint") != known.fingerprint:
+def _kept(old: pa.Table, recipe: str, counts: Mapping[str, int], schema: pa.Schema) -> pa.Table | None:
+    """Return the rows of the published file that still hold; an object with another number of rows was made again since."""
+    if old.schema.names != schema.names:
         return None
     old = old.filter(pc.equal(old["recipe"], recipe))
     found = pc.value_counts(old["object_id"]).to_pylist()
@@ -239,14 +251,16 @@ def _dim(rows: pa.Table) -> int | None:
     return rows.schema.field("vector").type.list_size if "vector" in rows.schema.names else None
 
 
-def _state_rows(workspace: Workspace, shard: int, recipes: Mapping[str, str]) -> pa.Table:
+def _state_file(workspace: Workspace, shard: int, recipes: Mapping[str, str]) -> _File:
+    states = workspace.ledger.work.of_shard(shard, recipes) if recipes else []
     rows = []
-    for known, work in workspace.ledger.work.of_shard(shard, recipes) if recipes else []:
+    for known, work in states:
         version = known.version
         state = _shown_state(str(work["state"]), work["n_rows"] is not None)
         identity = {"object_id": known.object_id, "bucket": version.alias, "key": version.key, "etag": version.etag}
         rows.append(identity | work | {"state": state})
-    return pa.Table.from_pylist(rows, TABLES[STATES].published_schema())
+    table = pa.Table.from_pylist(rows, TABLES[STATES].published_schema())
+    return _File(TABLES[STATES], shard, table, _fingerprint(workspace, STATES, _lines_of(shard, states)[STATES]))
 
 
 def _withdraw(workspace: Workspace) -> int:
@@ -288,6 +302,7 @@ def publish_judgements(workspace: Workspace, on_file: Callable[[str], None] = la
         indexes = {space.name: indexed_ids(workspace, space) for space in SPACES.values()}
         for (name, shard), fingerprint in stale_judgement_shards(workspace).items():
             on_file(f"{name} shard {shard}")
+            _begin(workspace, name, shard, token)
             is_index = name == INDEXED
             rows = _index_rows(workspace, shard, indexes) if is_index else _judged(workspace, frozen, name, shard)
             outcome.new_objects[name] += _new_in(workspace.lake.read_shard(name, shard, ["object_id"]), rows)

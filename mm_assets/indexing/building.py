@@ -165,14 +165,15 @@ def _tune(index: VectorIndex, min_recall: float) -> VectorIndex:
 
 
 def _wider_and_wider(index: VectorIndex, n_candidates: int, test: "_RecallTest") -> Iterator[VectorIndex]:
-    """Yield the index, measured with twice as many lists each time, as long as that finds more."""
-    recall = -1.0
+    """Yield the index, measured with twice as many lists each time, until twice as many found no more two times."""
+    recall, n_in_vain = -1.0, 0
     for n_probes in _doubled(_FIRST_PROBES, index.parameters["n_lists"]):
         tried = test.measured(index.with_parameters({"n_probes": n_probes, "n_candidates": n_candidates}))
-        if tried.recall <= recall:
-            return
-        recall = tried.recall
+        n_in_vain = 0 if tried.recall > recall else n_in_vain + 1
+        recall = max(recall, tried.recall)
         yield tried
+        if n_in_vain == 2:
+            return
 
 
 def _doubled(first: int, most: int) -> Iterator[int]:

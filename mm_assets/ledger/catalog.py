@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, Table, delete, func, select, update
+from sqlalchemy import Engine, Table, case, delete, func, select, update
 from sqlalchemy.engine import Connection
 
 from mm_assets.ledger.locks import keeps_lock
@@ -20,6 +20,7 @@ PUBLISH_LOCK = "publish"
 # Equals no fingerprint, so that the next publish writes the file again: of a file whose writer lost the lock, and of one
 # that is being replaced or removed.
 OVERTAKEN = "overtaken"
+DOUBTED = "doubted"  # so does this: what a published file holds was made again since
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,25 @@ class Catalog:
             return float(connection.scalar(select(func.max(SHARD_FILES.c.published_at))) or 0.0)
 
     @retried
+    def begin_shard_file(self, name: str, shard: int) -> str | None:
+        """Note that a file is about to be written; returns its fingerprint until now, None where there is no file.
+
+        Until ``set_shard_file`` it counts as overtaken, whatever becomes of the publisher. What was in doubt is so no more:
+        the publisher reads what is in it after this.
+        """
+        here = (SHARD_FILES.c.name == name, SHARD_FILES.c.shard == shard)
+        with self._engine.begin() as connection:
+            former: str | None = connection.scalar(select(SHARD_FILES.c.fingerprint).where(*here).with_for_update())
+            values: dict[str, Any] = {"fingerprint": OVERTAKEN, "published_at": time.time()}
+            if former is None:
+                _replace(connection, SHARD_FILES, {"name": name, "shard": shard}, values | {"n_rows": 0})
+            else:
+                connection.execute(update(SHARD_FILES).where(*here).values(**values))
+        return former
+
+    @retried
     def set_shard_file(self, file: ShardFile, token: int | None = None) -> None:
-        """Note a published file, after it is durable.
+        """Note a published file, after it is durable; it stays in doubt where that came up since it was begun.
 
         Parameters
         ----------
@@ -93,9 +111,13 @@ class Catalog:
         """
         with self._engine.begin() as connection:
             is_ours = token is None or keeps_lock(connection, PUBLISH_LOCK, token)
-            values = {"fingerprint": file.fingerprint if is_ours else OVERTAKEN, "n_rows": file.n_rows}
-            values["published_at"] = time.time()
-            _replace(connection, SHARD_FILES, {"name": file.name, "shard": file.shard}, values)
+            fingerprint = file.fingerprint if is_ours else OVERTAKEN
+            values: dict[str, Any] = {"n_rows": file.n_rows, "published_at": time.time()}
+            is_doubted = (SHARD_FILES.c.fingerprint == DOUBTED, DOUBTED)
+            here = {"name": file.name, "shard": file.shard, "fingerprint": fingerprint}
+            row = insert_into(connection, SHARD_FILES).values(**here, **values)
+            values["fingerprint"] = case(is_doubted, else_=fingerprint)
+            connection.execute(row.on_conflict_do_update(index_elements=["name", "shard"], set_=values))
 
     @retried
     def doubt_shard_file(self, name: str, shard: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, select, update
 from sqlalchemy.engine import Connection, Row
 
-from mm_assets.ledger.catalog import OVERTAKEN
+from mm_assets.ledger.catalog import DOUBTED
 from mm_assets.ledger.progress import FINAL_STATES, OPEN_STATES
 from mm_assets.ledger.tables import INPUT_CHANGED, OBJECTS, SHARD_FILES, WAITS_FOR_INPUT, WORK
 from mm_assets.ledger.versions import chunks
@@ -36,6 +36,7 @@ def wait_for_inputs(changes: Sequence[dict[str, Any]], rows: Rows, reads: Reads)
         row = rows[_key(change)]
         if change["state"] in FINAL_STATES and (is_open or row.reason == INPUT_CHANGED):
             change |= {"state": "wanted", "reason": WAITS_FOR_INPUT, "error": None, "n_rows": row.n_rows}
+            change["tries"] = 0
             change["wait_s"] = _INPUT_WAIT_S if is_open else 0.0
 
 
@@ -76,7 +77,9 @@ def _doubt_files(connection: Connection, table: str, object_ids: Sequence[str]) 
     for part in chunks(list(object_ids)):
         shards = select(OBJECTS.c.shard).where(OBJECTS.c.object_id.in_(part))
         files: ColumnElement[bool] = and_(SHARD_FILES.c.name == table, SHARD_FILES.c.shard.in_(shards))
-        connection.execute(update(SHARD_FILES).where(files).values(fingerprint=OVERTAKEN))
+        in_order = select(SHARD_FILES.c.shard).where(files).order_by(SHARD_FILES.c.shard).with_for_update()
+        connection.execute(in_order).all()  # so that two workers do not wait for each other
+        connection.execute(update(SHARD_FILES).where(files).values(fingerprint=DOUBTED))
 
 
 def _key(change: Mapping[str, Any]) -> tuple[str, str, str]:

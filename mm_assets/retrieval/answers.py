@@ -171,7 +171,8 @@ def _shrink(jpeg: bytes, side_px: int) -> bytes:
 
     with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
         share = side_px / max(image.size)
-        image.draft("RGB", (int(image.width * share), int(image.height * share)))  # decodes no more than that takes
+        # Decodes no more than that takes; a side of nothing would be divided by.
+        image.draft("RGB", (max(1, int(image.width * share)), max(1, int(image.height * share))))
         image.thumbnail((side_px, side_px), reducing_gap=1.0)  # a third less CPU than Pillow's own choice
         sink = io.BytesIO()
         image.convert("RGB").save(sink, "JPEG", quality=80)

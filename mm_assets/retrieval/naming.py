@@ -14,7 +14,7 @@ from mm_assets.indexing import Part, Rows
 from mm_assets.lake import Lake
 from mm_assets.retrieval.questions import Question
 from mm_assets.retrieval.signals import Ranked
-from mm_assets.retrieval.tables import open_tables
+from mm_assets.retrieval.tables import limited, open_tables
 from mm_assets.vectors import as_vector_ids
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class NameSignal:
         """
         found: list[Ranked] = []
         notes: list[str] = []
-        with open_tables(self._lake, self._cache) as connection:
+        with open_tables(self._lake, self._cache) as connection, limited(connection, "seen"):
             passes = "TRUE"
             if within is not None:
                 connection.register("within", pa.table({"segment_id": within}))

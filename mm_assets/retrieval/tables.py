@@ -88,17 +88,14 @@ def segments_where(lake: Lake, cache: Path, where: str) -> pa.Array:
         _require_one_select(connection, query, where)
         place = str(folder).replace("'", "''")
         connection.execute(
-            f"SET allowed_directories = ['{place}']; SET enable_external_access = false; "
-            f"SET memory_limit = '{_MEMORY}'; SET lock_configuration = true"
+            f"SET allowed_directories = ['{place}']; SET enable_external_access = false; SET memory_limit = '{_MEMORY}'; "
+            "SET lock_configuration = true"
         )
         try:
-            with _limited(connection):
+            with _in_time(connection, f"the condition {where!r}"):
                 _require_truths(connection, where)
                 found: pa.Table = connection.sql(query).to_arrow_table()
                 return found["segment_id"].combine_chunks()
-        except duckdb.InterruptException as error:
-            msg = f"the condition {where!r} took longer than {_SECONDS:.0f} s; name fewer rows, or a simpler condition"
-            raise ConfigError(msg) from error
         except duckdb.Error as error:
             raise ConfigError(_explain(connection, where, error)) from error
 
@@ -127,11 +124,24 @@ def _require_truths(connection: "duckdb.DuckDBPyConnection", where: str) -> None
 
 
 @contextmanager
-def _limited(connection: "duckdb.DuckDBPyConnection") -> Iterator[None]:
+def limited(connection: "duckdb.DuckDBPyConnection", what: str) -> Iterator[None]:
+    """Bound the memory and the time of queries; raises ConfigError where they take too long."""
+    connection.execute(f"SET memory_limit = '{_MEMORY}'")
+    with _in_time(connection, what):
+        yield
+
+
+@contextmanager
+def _in_time(connection: "duckdb.DuckDBPyConnection", what: str) -> Iterator[None]:
+    import duckdb
+
     timer = threading.Timer(_SECONDS, connection.interrupt)
     timer.start()
     try:
         yield
+    except duckdb.InterruptException as error:
+        msg = f"{what} took longer than {_SECONDS:.0f} s; name fewer rows, or a simpler condition"
+        raise ConfigError(msg) from error
     finally:
         timer.cancel()
 

@@ -57,7 +57,7 @@ class GivenFilter(_Part):
 class GivenQuestion(_Part):
     """What to find; everything that is given counts, and moments that several signals name come first."""
 
-    text: str = Field("", description="what is to be seen, or is said or shown in just these words")
+    text: str = Field("", description="what is to be seen, or is said or shown in these words or others")
     image: str | None = Field(None, description="a picture in base64 (JPEG, PNG, WebP, GIF, TIFF): what looks like it")
     face: str | None = Field(None, description="a picture in base64: who is on it, its largest face")
     like: str = Field("", description="id of a segment that answers should look like")
@@ -70,7 +70,7 @@ class GivenQuestion(_Part):
     diversify: FiniteFloat = Field(0.0, description="0…1: prefer answers that differ")
     collapse: bool = Field(False, description="leave out near-duplicates of better answers")
     spaces: list[str] = Field([], description="signals to use, of visual, face, text, words, names; all when empty")
-    weights: dict[str, FiniteFloat] = Field({}, description="signal → weight of its ranks, 1 by default")
+    weights: dict[str, FiniteFloat] = Field({}, description="signal → weight of its ranks, 1 by default, .9 for text")
 
 
 class FoundObject(_Part):
@@ -102,7 +102,7 @@ class Moment(_Part):
     page_number: int | None
     box_px: list[float] | None = Field(description="x0, y0, x1, y1 of a face, a line or what was detected")
     why: str
-    snippet: str | None = Field(description="words said or shown, those that were asked for between **")
+    snippet: str | None = Field(description="what is said or shown, words that were asked for between **")
     signals: list[FoundSignal]
     link: str | None = Field(description="where the object lies, with the second or the page")
     thumbnail: str = Field(description="path of a small picture on this server; 404 where a segment has none")

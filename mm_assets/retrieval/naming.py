@@ -4,6 +4,7 @@ Put here: names → rows of the published ``detected_objects`` and ``tags``. Kee
 rank.
 """
 
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 _ROW = "object_id, bucket, key, etag, segment_id, start_s, end_s, page_number"
 _SCORE = "score"
+# Table → what an answer says, the columns of a name and of how sure it is, and where in the picture it is.
+_NAMED = {
+    "detected_objects": ("shows", "label", "confidence", ", box_x0_px, box_y0_px, box_x1_px, box_y1_px"),
+    "tags": ("is tagged", "tag", "similarity", ""),
+}
 
 
 class NameSignal:
@@ -38,13 +44,14 @@ class NameSignal:
         what is found, and what there is to say of names that nothing has
         """
         found: list[Ranked] = []
-        notes: list[str] = []
         with open_tables(self._lake, self._cache) as connection, limited(connection, "seen"):
             passes = "TRUE"
             if within is not None:
                 connection.register("within", pa.table({"segment_id": within}))
                 passes = "segment_id IN (SELECT segment_id FROM within)"
-            queries = _queries(connection, passes)
+            there = {row[0] for row in connection.execute("SHOW TABLES").fetchall()}.intersection(_NAMED)
+            queries = {_NAMED[table][0]: _best(table, passes) for table in sorted(there)}
+            unknown = []
             for name in question.names:
                 of_name = [
                     _ranked(f"{what} {name}", rows)
@@ -52,26 +59,17 @@ class NameSignal:
                     if (rows := connection.sql(query, params=[name, n]).to_arrow_table()).num_rows
                 ]
                 found += of_name
-                if not of_name:
-                    notes.append(f"nothing is detected or tagged as {name!r}{_meant(connection, name, passes)}")
+                unknown += [] if of_name else [name]
+            known = _known(connection, there, passes) if unknown else []
+            notes = [f"nothing is detected or tagged as {name!r}{_meant(name, known)}" for name in unknown]
         return found, notes
 
 
-def _queries(connection: "duckdb.DuckDBPyConnection", passes: str) -> dict[str, str]:
-    """Return what an answer says → the query for it, of the tables that are there."""
-    tables = {row[0] for row in connection.execute("SHOW TABLES").fetchall()}
-    boxed = f"{_ROW}, box_x0_px, box_y0_px, box_x1_px, box_y1_px"
-    queries = {
-        "detected_objects": ("shows", _best("detected_objects", boxed, "label", "confidence", passes)),
-        "tags": ("is tagged", _best("tags", _ROW, "tag", "similarity", passes)),
-    }
-    return dict(query for table, query in queries.items() if table in tables)
-
-
-def _best(table: str, columns: str, name: str, score: str, passes: str) -> str:
+def _best(table: str, passes: str) -> str:
     """Return the query for the best row of each segment, best first; its parameters are a name and a number."""
+    _, name, score, box = _NAMED[table]
     return (
-        f"SELECT {columns}, {score} AS {_SCORE} FROM {table} WHERE lower({name}) = lower(?) AND {passes} "  # noqa: S608
+        f"SELECT {_ROW}{box}, {score} AS {_SCORE} FROM {table} WHERE lower({name}) = lower(?) AND {passes} "  # noqa: S608
         f"QUALIFY row_number() OVER (PARTITION BY segment_id ORDER BY {score} DESC) = 1 "
         f"ORDER BY {score} DESC, segment_id LIMIT ?"
     )
@@ -82,13 +80,12 @@ def _ranked(name: str, found: pa.Table) -> Ranked:
     return Ranked(name, "names", as_vector_ids(found["segment_id"].to_pylist()), found[_SCORE].to_numpy(), rows)
 
 
-def _meant(connection: "duckdb.DuckDBPyConnection", name: str, passes: str) -> str:
-    tables = {row[0] for row in connection.execute("SHOW TABLES").fetchall()}
-    known = {
-        str(row[0]).lower()
-        for table, column in (("detected_objects", "label"), ("tags", "tag"))
-        if table in tables
-        for row in connection.execute(f"SELECT DISTINCT {column} FROM {table} WHERE {passes}").fetchall()  # noqa: S608  constants
-    }
-    near = get_close_matches(name.lower(), sorted(known), 2, 0.6)
+def _known(connection: "duckdb.DuckDBPyConnection", tables: Collection[str], passes: str) -> list[str]:
+    """Return all names that there are, in small letters."""
+    queries = [f"SELECT DISTINCT {_NAMED[table][1]} FROM {table} WHERE {passes}" for table in tables]  # noqa: S608
+    return sorted({str(row[0]).lower() for query in queries for row in connection.execute(query).fetchall()})
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name.lower(), known, 2, 0.6)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -161,7 +161,7 @@ def _begin(workspace: Workspace, name: str, shard: int, token: int) -> str | Non
     BusyError
         Another process publishes by now.
     """
-    former = workspace.ledger.catalog.begin_shard_file(name, shard)
+    former = workspace.ledger.catalog.begin_shard_file(name, shard, token)
     # Asked after the note: held all the while, the lock let nobody else note the file in between.
     if not workspace.ledger.locks.is_held(PUBLISH_LOCK, token):
         holder = workspace.ledger.locks.holder(PUBLISH_LOCK)

@@ -84,14 +84,17 @@ class Catalog:
             return float(connection.scalar(select(func.max(SHARD_FILES.c.published_at))) or 0.0)
 
     @retried
-    def begin_shard_file(self, name: str, shard: int) -> str | None:
+    def begin_shard_file(self, name: str, shard: int, token: int) -> str | None:
         """Note that a file is about to be written; returns its fingerprint until now, None where there is no file.
 
         Until ``set_shard_file`` it counts as overtaken, whatever becomes of the publisher. What was in doubt is so no more:
-        the publisher reads what is in it after this.
+        the publisher reads what is in it after this. Nothing is noted, and None returned, where the lock ``publish`` is no
+        longer held with this token: the doubt is another publisher's to see.
         """
         here = (SHARD_FILES.c.name == name, SHARD_FILES.c.shard == shard)
         with self._engine.begin() as connection:
+            if not keeps_lock(connection, PUBLISH_LOCK, token):
+                return None
             former: str | None = connection.scalar(select(SHARD_FILES.c.fingerprint).where(*here).with_for_update())
             values: dict[str, Any] = {"fingerprint": OVERTAKEN, "published_at": time.time()}
             if former is None:

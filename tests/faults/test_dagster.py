@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 from children import Moment, end, run_batch, start, tick
 from dagster_driver import Driver
+from flow_driver import refresh
 from rig import Rig, alternately, pairwise
 
 from mm_assets.flows.planning import plan_batches
@@ -39,7 +40,7 @@ def driver(rig: Rig, tmp_path: Path) -> Iterator[Driver]:
 
 
 def _finish(rig: Rig, driver: Driver) -> None:
-    """Let the daemon go on: ticks and the runs they ask for, until nothing is asked for."""
+    """Let the daemon go on: ticks and the runs they ask for, until nothing is asked for; then show what there is."""
     for _ in range(6):
         rig.skip_waits()
         requests = driver.tick(SENSOR).run_requests or []
@@ -47,7 +48,7 @@ def _finish(rig: Rig, driver: Driver) -> None:
             assert driver.execute(request).success
         if not requests:
             break
-    assert driver.run("refresh_job").success
+    refresh(driver.workspace)
 
 
 @alternately("moment", {str(moment): (moment,) for moment in IN_TICK})

@@ -35,7 +35,7 @@ from soak.stage import ALIAS, GOOD, KILLER, POISON, STUBBORN, TEXT, Stage, kind_
 _IDLE_S = {"worker": 0.1, "lister": 1.0, "refresher": 3.0}
 _POLL_S = 0.1
 # One of so many new objects, at a fixed place among them, is of this kind.
-_RARE = {POISON: (50, 7), STUBBORN: (100, 13), TEXT: (100, 63), KILLER: (200, 31)}
+_RARE = {POISON: (50, 7), STUBBORN: (100, 13), TEXT: (100, 63), KILLER: (400, 31)}
 _OVERWRITES, _DELETES = 0.08, 0.04
 _LOST, _REPEATED = 0.3, 0.25
 

@@ -387,7 +387,7 @@ def open_parquet(sink: Path | io.BytesIO, schema: pa.Schema, provenance: Mapping
     """Open a writer whose file carries its provenance in its metadata."""
     known = {key: value for key, value in (schema.metadata or {}).items() if key != PROVENANCE}
     schema = schema.with_metadata({**known, PROVENANCE: _to_json(provenance)})
-    plain = {"vector", "vector.list.element", "keyframe_jpeg", "audio_flac"}
+    plain = {"vector", "vector.list.element", "keyframe_jpeg", "thumbnail_jpeg", "audio_flac"}
     dictionary = [field.name for field in schema if field.name not in plain and not pa.types.is_nested(field.type)]
     return pq.ParquetWriter(sink, schema, compression="zstd", compression_level=3, use_dictionary=dictionary)
 

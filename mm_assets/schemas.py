@@ -143,11 +143,12 @@ _TABLES = (
             Column("motion_frac", pa.float32(), "mean change of brightness between frames, 0…1", True),
             Column("embedded_text", pa.string(), "text layer of a PDF page", True),
             Column("keyframe_jpeg", pa.binary(), "the image, upright, JPEG", True),
+            Column("thumbnail_jpeg", pa.binary(), "the image within 320 x 320 pixels, JPEG", True),
             Column("audio_flac", pa.binary(), "the sound, 16 kHz mono FLAC", True),
             *_RECIPE,
         ),
         ("segment_id",),
-        frozenset({"keyframe_jpeg", "audio_flac"}),
+        frozenset({"keyframe_jpeg", "thumbnail_jpeg", "audio_flac"}),
     ),
     Table(
         "visual_embeddings",

@@ -51,6 +51,7 @@ def test_pages_have_image_and_text(tmp_path: Path) -> None:
     assert [r["embedded_text"] for r in rows] == ["first page\nof three", None, "Grüße, third page"]
     assert [(r["width_px"], r["height_px"]) for r in rows] == [(1240, 1755)] * 3
     ink = [float(np.mean(np.asarray(Image.open(io.BytesIO(r["keyframe_jpeg"]))) < 100)) for r in rows]
+    assert [Image.open(io.BytesIO(r["thumbnail_jpeg"])).size for r in rows] == [(226, 320)] * 3
     assert ink[0] > 0.001
     assert ink[1] == 0.0
 

@@ -38,6 +38,24 @@ def refused(file: Path, **limits: Any) -> Reason:
     return caught.value.reason
 
 
+@pytest.mark.parametrize(
+    ("size", "small"), [((640, 400), (320, 200)), ((300, 4), (300, 4)), ((1_000, 3), (320, 1)), ((1, 1), (1, 1))]
+)
+def test_a_thumbnail_shows_the_same_smaller(tmp_path: Path, size: tuple[int, int], small: tuple[int, int]) -> None:
+    """Within 320 pixels a side and never enlarged, also of rules and spacers; the keyframe stays as it is."""
+    image = Image.fromarray(PICTURE).resize(size)
+    write_image(tmp_path / "a.png", np.asarray(image))
+    with SegmentWriter(tmp_path / "segments") as writer:
+        decode_file(tmp_path / "a.png", MediaLimits(), writer)
+    [row] = [row for batch in read_segments(tmp_path / "segments") for row in batch.to_pylist()]
+    shown, keyframe = (
+        Image.open(io.BytesIO(row[name]), formats=["JPEG"]) for name in ("thumbnail_jpeg", "keyframe_jpeg")
+    )
+    assert (shown.size, keyframe.size) == (small, size)
+    is_thin = min(size) < 8  # and then mostly what JPEG makes of its colours
+    assert_alike(np.asarray(shown), np.asarray(image.resize(small, Image.Resampling.LANCZOS)), 50.0 if is_thin else 8.0)
+
+
 def assert_alike(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any], tolerance: float = 4.0) -> None:
     """Mean absolute difference, of 255."""
     assert left.shape == right.shape

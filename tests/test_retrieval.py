@@ -1,6 +1,5 @@
 """Search over a lake: what is asked, refused, fused, filtered, grouped; what an answer shows."""
 
-import io
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,6 @@ from mm_assets.indexing import GrownIndex, Part, Rows, build_index, write_part
 from mm_assets.ledger.dead import DeadFilter
 from mm_assets.resources.readers import open_retriever as open_product_retriever
 from mm_assets.retrieval import Models, Question, Retriever
-from mm_assets.retrieval.answers import _shrink
 from mm_assets.retrieval.fusing import Fused, choose, fuse
 from mm_assets.retrieval.signals import MeaningSignal, Ranked
 from mm_assets.retrieval.tables import open_tables, segments_where
@@ -124,15 +122,6 @@ def test_too_many_answers_are_bounded_and_said(retriever: Retriever) -> None:
     answer = retriever.ask(Question(text="anything", k=1_000_000))
     assert answer.notes == ("1000 answers at most are given, not 1000000",)
     assert 3 <= answer.rows.num_rows <= 1_000
-
-
-@pytest.mark.parametrize("size", [(1_000, 3), (2, 1_280), (1, 1)])
-def test_a_thumbnail_of_a_thin_picture_is_thin(size: tuple[int, int]) -> None:
-    """Rules and spacers are pictures as well; none is enlarged."""
-    sink = io.BytesIO()
-    Image.new("RGB", size).save(sink, "JPEG")
-    thumbnail = Image.open(io.BytesIO(_shrink(sink.getvalue(), 320)))
-    assert thumbnail.size == (min(size[0], 320), min(size[1], 320)) or min(thumbnail.size) == 1
 
 
 # -- names of what was detected and tagged -------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def test_steps_and_judgements_have_tables() -> None:
 
 def test_published_segments_hold_no_images() -> None:
     """The large columns stay in the results."""
-    assert not {"keyframe_jpeg", "audio_flac"} & set(TABLES["segments"].published_schema().names)
+    assert not {"keyframe_jpeg", "thumbnail_jpeg", "audio_flac"} & set(TABLES["segments"].published_schema().names)
 
 
 def test_a_vector_has_the_dimension_of_its_model() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mm_assets.errors import ObjectError, Reason
 from mm_assets.limits import MediaLimits
-from mm_assets.media.images import to_jpeg
+from mm_assets.media.images import to_jpeg, to_thumbnail
 from mm_assets.media.segments import MediaFacts, Segment, SegmentWriter
 
 MAX_TEXT_BYTES = 1 << 20
@@ -65,6 +65,7 @@ def _read_page(document: Any, number: int, dpi: int) -> Segment:
         height_px=image.height,
         embedded_text=text,
         keyframe_jpeg=to_jpeg(image),
+        thumbnail_jpeg=to_thumbnail(image),
     )
 
 

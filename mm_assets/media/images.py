@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 JPEG_QUALITY = 92
+_THUMBNAIL_QUALITY = 80
+_THUMBNAIL_PX = 320  # the longer side
 _FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "tiff": "TIFF"}
 _SWAPPED_ORIENTATIONS = frozenset({5, 6, 7, 8})  # EXIF 2.32, tag 0x0112: rows and columns change places
 _ORIENTATION_TAG = 0x0112
@@ -43,6 +45,7 @@ def decode_image(file: Path, container: str, limits: MediaLimits, out: SegmentWr
             width_px=upright.width,
             height_px=upright.height,
             keyframe_jpeg=to_jpeg(upright),
+            thumbnail_jpeg=to_thumbnail(upright),
         )
     )
     return MediaFacts("image", container, width_px=width, height_px=height)
@@ -52,6 +55,15 @@ def to_jpeg(image: "Image") -> bytes:
     """Encode an RGB image as it is stored: colour at full resolution, because detectors and OCR read it."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4")
+    return buffer.getvalue()
+
+
+def to_thumbnail(image: "Image") -> bytes:
+    """Encode an RGB image for people to look through many: small, and fetched without the large one."""
+    small = image.copy()
+    _shrink(small, _THUMBNAIL_PX)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=_THUMBNAIL_QUALITY)
     return buffer.getvalue()
 
 

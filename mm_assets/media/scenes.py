@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mm_assets.media.images import to_jpeg
+from mm_assets.media.images import to_jpeg, to_thumbnail
 from mm_assets.media.segments import Segment
 
 # PySceneDetect's AdaptiveDetector: a cut is a frame that differs from its predecessor by at least this much (0…255,
@@ -150,6 +150,7 @@ class PictureTrack:
 
         part = self._part
         keyframe = part.pick(end_s)
+        image = Image.fromarray(keyframe.pixels)
         segment = Segment(
             "scene",
             self._ordinal,
@@ -157,10 +158,11 @@ class PictureTrack:
             start_s=part.start_s,
             end_s=end_s,
             frame_s=keyframe.time_s,
-            width_px=keyframe.pixels.shape[1],
-            height_px=keyframe.pixels.shape[0],
+            width_px=image.width,
+            height_px=image.height,
             motion_frac=part.motion_frac(end_s),
-            keyframe_jpeg=to_jpeg(Image.fromarray(keyframe.pixels)),
+            keyframe_jpeg=to_jpeg(image),
+            thumbnail_jpeg=to_thumbnail(image),
         )
         self._ordinal += 1
         part.advance(end_s)

@@ -66,12 +66,14 @@ class Segment:
     motion_frac: float | None = None
     embedded_text: str | None = None
     keyframe_jpeg: bytes | None = None
+    thumbnail_jpeg: bytes | None = None
     audio_flac: bytes | None = None
 
     @property
     def n_bytes(self) -> int:
         """Size of what dominates: image, sound and text."""
-        return len(self.keyframe_jpeg or b"") + len(self.audio_flac or b"") + len(self.embedded_text or "")
+        parts = (self.keyframe_jpeg, self.thumbnail_jpeg, self.audio_flac, self.embedded_text)
+        return sum(len(part) for part in parts if part)
 
 
 _FIELDS = tuple(field.name for field in fields(Segment))

@@ -3,7 +3,6 @@
 Put here: what one answer shows. Keep out: which moments are answered, and in which order.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from mm_assets.texts import mark_words, words_of
 _BOX = ("box_x0_px", "box_y0_px", "box_x1_px", "box_y1_px")
 _OBJECT = ("bucket", "key", "etag")
 _THREADS = 8
-_THUMBNAIL_PX = 320
 SIGNAL = pa.struct([("signal", pa.string()), ("rank", pa.int64()), ("score", pa.float64())])
 SCHEMA = pa.schema(
     [
@@ -44,7 +42,7 @@ Link = Callable[[str, str], str]  # alias, key → address, without the place in
 
 @dataclass(frozen=True)
 class Pictures:
-    """Keyframes, from the results of ``segments``.
+    """Small pictures of keyframes, from the results of ``segments``.
 
     Attributes
     ----------
@@ -59,31 +57,27 @@ class Pictures:
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(lambda moment: self.thumbnail(moment.object_id, moment.segment_id), moments))
 
-    def thumbnail(self, object_id: str, segment_id: str, side_px: int = _THUMBNAIL_PX) -> bytes | None:
-        """Return the keyframe of a segment as a JPEG whose longer side is ``side_px`` at most."""
+    def thumbnail(self, object_id: str, segment_id: str) -> bytes | None:
+        """Return the picture of a segment, a JPEG within 320 x 320 pixels."""
         key = self.lake.result_key("segments", self.recipe, object_id)
         try:
             with RangeFile(self.lake.store, key) as file:
-                found = _read_keyframe(pq.ParquetFile(file), segment_id)
+                return _read_thumbnail(pq.ParquetFile(file), segment_id)
         except ObjectNotFoundError:
             return None
-        return _shrink(found, side_px) if found else None
 
 
-def _read_keyframe(file: pq.ParquetFile, segment_id: str) -> bytes | None:
-    """Read the group of rows that has a segment, and the ids of those that may have it; a film has many more."""
+def _read_thumbnail(file: pq.ParquetFile, segment_id: str) -> bytes | None:
+    """Read what the groups of rows hold that may have a segment; a film has many more."""
     for group in range(file.num_row_groups):
         if not _may_hold(file.metadata.row_group(group), segment_id):
             continue
-        place = pc.index(_read(file, group, "segment_id"), segment_id).as_py()
+        rows = file.read_row_group(group, ["segment_id", "thumbnail_jpeg"], use_threads=False)
+        place = pc.index(rows["segment_id"], segment_id).as_py()
         if place >= 0:
-            picture: bytes | None = _read(file, group, "keyframe_jpeg")[place].as_py()
+            picture: bytes | None = rows["thumbnail_jpeg"][place].as_py()
             return picture
     return None
-
-
-def _read(file: pq.ParquetFile, group: int, column: str) -> pa.ChunkedArray:
-    return file.read_row_group(group, [column], use_threads=False)[column]
 
 
 def _may_hold(group: pq.RowGroupMetaData, segment_id: str) -> bool:
@@ -164,16 +158,3 @@ def _shortest_run(found: Sequence[set[str]]) -> tuple[int, int]:
                 runs.append((start, end))
                 break
     return min(runs, key=lambda run: run[1] - run[0])
-
-
-def _shrink(jpeg: bytes, side_px: int) -> bytes:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
-        share = side_px / max(image.size)
-        # Decodes no more than that takes; a side of nothing would be divided by.
-        image.draft("RGB", (max(1, int(image.width * share)), max(1, int(image.height * share))))
-        image.thumbnail((side_px, side_px), reducing_gap=1.0)  # a third less CPU than Pillow's own choice
-        sink = io.BytesIO()
-        image.convert("RGB").save(sink, "JPEG", quality=80)
-        return sink.getvalue()

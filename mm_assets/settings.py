@@ -158,7 +158,12 @@ class RefreshSettings(Section):
     min_golden_recall: float = Field(
         0.9, ge=0, le=1, description="recall@1 of the golden queries below which a check fails"
     )
-    gone_brake: float = Field(0.2, ge=0, le=1, description="a pass that misses a larger share of a source stops")
+    gone_brake: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="a pass that misses ten objects or more, and a larger share of a source, removes nothing",
+    )
 
 
 class KubernetesSettings(Section):

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -212,15 +213,18 @@ def test_ctrl_c_ends_an_ingest_with_130(make_workspace: Callable[..., Place]) ->
     place = make_workspace("picture0.png", "clip.mp4")
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom mm_assets.cli import main; main()"
     command = [sys.executable, "-c", code, "ingest", "-c", str(place.config_file)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options, start_new_session=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("processing"):
                 break
-        process.send_signal(signal.SIGINT)
+        time.sleep(2)  # a step is under way
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "Nothing is lost" in errors
+    assert "Traceback" not in errors
     workspace = place.open()
     assert {
         row["state"]

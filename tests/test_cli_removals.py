@@ -57,8 +57,13 @@ def test_erase_removes_and_prints_its_receipt(place: Place) -> None:
     workspace = place.open()
     [known] = workspace.ledger.objects.find("picture1.png")
 
-    said = mm("erase", "picture1.png", "--yes").stdout
+    shown = mm("erase", "picture1.png").stderr
+    assert "leave the lake with --yes.\n1 of them lie in the source: delete them there too." in shown
 
+    erased = mm("erase", "picture1.png", "--yes")
+    said = erased.stdout
+
+    assert "leave the lake.\n" in erased.stderr
     assert "1 version marked as erased." in said
     assert "result\terased\t" in said
     assert "table_rows\terased\t" in said
@@ -66,6 +71,7 @@ def test_erase_removes_and_prints_its_receipt(place: Place) -> None:
     assert not [file for file in _results(place) if known.object_id in file.name]
     assert "equal" in mm("verify").stdout
     assert "erased already" in mm("erase", "picture1.png", "--yes").stdout
+    assert mm("show", known.object_id).stdout.endswith("Nothing of it is published.\n")
 
 
 def test_erase_goes_on_where_it_was_interrupted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +86,7 @@ def test_erase_goes_on_where_it_was_interrupted(place: Place, monkeypatch: pytes
     object_id = place.open().ledger.objects.find("picture1.png")[0].object_id
     assert [file for file in _results(place) if object_id in file.name]
     assert "1 version that left" in mm("erase", "picture1.png").stdout
-    assert mm("verify", code=1).stdout.endswith("does what is left.\n")
+    assert mm("verify", code=1).stdout.endswith("else by `mm ingest`.\n")
 
     said = mm("erase", "picture1.png", "--yes").stdout
 

@@ -311,8 +311,13 @@ def test_deletions_confirm_lets_them_through(make_workspace: Callable[..., Place
     assert "nothing to confirm" in mm("deletions", "confirm", "source", "-c", config).stdout
     for file in place.source.iterdir():
         file.unlink()
-    assert discover(workspace, "source").alarm
+    stopped = mm("ingest", "--no-refresh", "-c", config, code=1)
+    assert "ALARM: 2 of 2 objects" in stopped.stderr
+    assert "ALARM: 2 of 2 objects" in mm("status", "-c", config).stdout
     assert "Confirmed" in mm("deletions", "confirm", "source", "-c", config).stdout
+    told = mm("status", "-c", config).stdout
+    assert "its deletions are confirmed" in told
+    assert "ALARM" not in told
     assert discover(workspace, "source").n_gone == 2
     assert "known: source" in mm("deletions", "confirm", "other", "-c", config, code=2).stderr
 

@@ -267,7 +267,9 @@ def test_list_of_skipped_tells_what_was_left_out(listed: Place) -> None:
     """Every row that is neither done nor waiting can be found and asked for."""
     found = {line["reason"] for line in _lines(_dlq(listed, "list", "--skipped", "--json"))}
     assert {"segments_dead", "unsupported"} <= found
-    assert _dlq(listed, "list", "--skipped").endswith("(or OBJECT, or --all).\n")
+    shown = _dlq(listed, "list", "--skipped")
+    assert shown.endswith("(or OBJECT, or --all).\n")
+    assert len([line for line in shown.splitlines() if line.startswith("source/notes.txt")]) == 1
     assert _dlq(listed, "list", "--skipped", "--reason", "dropped") == "Nothing was left out.\n"
     _dlq(listed, "list", "--skipped", "--reason", "nix", code=2)
 
@@ -278,7 +280,11 @@ def test_show_joins_row_and_record(listed: Place) -> None:
     assert (story["step"], story["reason"], story["stage"], story["tries"]) == ("faces", "model_error", "faces", 3)
     assert "insightface" in story["versions"]
     assert "the fake model was told to fail" in _dlq(listed, "show", "picture1.png")
-    assert _dlq(listed, "show", "picture0.png") == "Nothing of it was given up.\n"
+    nothing = "Nothing of it was given up.\nLeft out of "
+    assert _dlq(listed, "show", "picture0.png") == f"{nothing}transcripts: no audio.\n"
+    left_out = _dlq(listed, "show", "notes.txt")
+    assert left_out.startswith(nothing)
+    assert left_out.endswith(": unsupported.\n")
 
 
 def test_replay_needs_to_be_told_what(listed: Place) -> None:

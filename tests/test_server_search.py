@@ -364,6 +364,8 @@ def test_a_thumbnail_reads_little_of_a_film(
         assert picture == jpegs[n]
         assert sum(asked) < sum(map(len, jpegs)) / 3
         asked.clear()
+        assert pictures.keyframe(object_id, ids[n]) == large[n]
+        asked.clear()
     assert [pictures.thumbnail(object_id, one) for one in (ids[299], f"{object_id}-s000300", "")] == [None] * 3
     assert pictures.thumbnail("cd" * 16, ids[0]) is None
 

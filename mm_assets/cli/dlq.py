@@ -87,8 +87,10 @@ def list_letters(*, as_json: bool, config: Path | None, **filters: Any) -> None:
         for document in [*map(to_dict, letters), *map(_refusal_to_dict, refusals)]:
             print_json(document)
         return
-    nothing = "Nothing was left out." if filters["skipped"] else "No dead letters."
-    _print_letters([*map(to_dict, letters), *map(_refusal_to_dict, refusals)], nothing)
+    if filters["skipped"]:
+        _print_letters(_by_object(letters), "Nothing was left out.", when="left out")
+    else:
+        _print_letters([*map(to_dict, letters), *map(_refusal_to_dict, refusals)])
     if letters and filters["skipped"]:
         click.echo("Want them after all: mm dlq replay --skipped --reason … (or OBJECT, or --all).")
     elif letters:
@@ -112,11 +114,14 @@ def show(text: str, *, as_json: bool, config: Path | None) -> None:
     with open_books(config) as workspace:
         [object_id] = _find(workspace, [text])
         stories = _read_stories(workspace, object_id)
+        left_out = _by_object(workspace.ledger.dead.letters(_of(workspace, object_id, "skipped")))
     if as_json:
         print_json(stories)
         return
     if not stories:
         click.echo("Nothing of it was given up.")
+        for document in left_out:
+            click.echo(f"Left out of {printable(document['step'])}: {printable(document['reason'])}.")
     for story in stories:
         print_pairs({name: value for name, value in story.items() if not isinstance(value, dict)})
         for name in ("made_by", "versions"):
@@ -226,7 +231,7 @@ def _find(workspace: "Workspace", texts: Sequence[str]) -> list[str]:
         found = [known for known in workspace.ledger.objects.find(text) if known.state == "live"]
         if len(found) != 1:
             how = "no live object is" if not found else "several objects are"
-            msg = f"{how} known as {text!r}; give an object id, alias/key or a partition key"
+            msg = f"{how} known as {text!r}; give an object id, a key, alias/key or a partition key"
             raise ConfigError(msg)
         ids.append(found[0].object_id)
     return ids
@@ -282,14 +287,27 @@ def _refusal_to_dict(refusal: "Refusal") -> dict[str, Any]:
     }
 
 
+def _of(workspace: "Workspace", object_id: str, state: str) -> "DeadFilter":
+    from mm_assets.ledger.dead import DeadFilter
+
+    return DeadFilter(object_ids=[object_id], recipes=workspace.recipes, state=state)
+
+
+def _by_object(letters: "Sequence[DeadLetter]") -> list[dict[str, Any]]:
+    """Join the steps of an object that were left out for one reason."""
+    joined: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for document in map(to_dict, letters):
+        of = joined.setdefault((document["object_id"], document["reason"]), document | {"step": []})
+        of["step"].append(document["step"])
+    return [document | {"step": ", ".join(document["step"])} for document in joined.values()]
+
+
 def _read_stories(workspace: "Workspace", object_id: str) -> list[dict[str, Any]]:
     """Return, for each dead step of an object, the ledger's row over the lake's record.
 
     Records without such a row follow: those steps are wanted again, and have not come to an end yet.
     """
-    from mm_assets.ledger.dead import DeadFilter
-
-    letters = workspace.ledger.dead.letters(DeadFilter(object_ids=[object_id], recipes=workspace.recipes))
+    letters = workspace.ledger.dead.letters(_of(workspace, object_id, "dead"))
     records = {
         step: workspace.lake.read_dead_letter(object_id, step) for _, step, _ in workspace.lake.dead_letters(object_id)
     }
@@ -306,7 +324,9 @@ def _flat(values: Mapping[str, Any], within: str = "") -> Iterator[str]:
             yield f"{within}{name} {value}"
 
 
-def _print_letters(documents: Sequence[dict[str, Any]], nothing: str = "No dead letters.") -> None:
+def _print_letters(
+    documents: Sequence[dict[str, Any]], nothing: str = "No dead letters.", when: str = "given up"
+) -> None:
     if not documents:
         click.echo(nothing)
         return
@@ -314,7 +334,7 @@ def _print_letters(documents: Sequence[dict[str, Any]], nothing: str = "No dead 
         (f"{d['source']}/{d['key']}", d["step"], d["reason"], d.get("tries"), d["died_at"], _short(d["error"] or ""))
         for d in documents
     ]
-    print_table(("object", "step", "reason", "tries", "given up", "error"), rows)
+    print_table(("object", "step", "reason", "tries", when, "error"), rows)
 
 
 def _short(text: str) -> str:

@@ -56,7 +56,7 @@ def erase(objects: tuple[str, ...], prefixes: tuple[str, ...], *, yes: bool, con
     with open_books(config) as workspace:
         versions = _find(workspace, objects, prefixes)
         n_leaving = workspace.ledger.removals.n_leaving()
-        _print_versions(versions, n_leaving)
+        _print_versions(versions, n_leaving, yes=yes)
         if yes and (versions or n_leaving):
             _erase(workspace, versions, config)
 
@@ -69,14 +69,22 @@ def _find(workspace: "Workspace", objects: Sequence[str], prefixes: Sequence[str
     return list({known.object_id: known for known in found}.values())
 
 
-def _print_versions(versions: "Sequence[KnownObject]", n_leaving: int) -> None:
+def _print_versions(versions: "Sequence[KnownObject]", n_leaving: int, *, yes: bool) -> None:
     """Show what goes, and what an earlier command marked without getting to its end."""
     rows = [(v.object_id, v.version.alias, v.version.key, v.state) for v in versions[:_SHOWN]]
     print_table(("object_id", "source", "key", "state"), rows)
     more = f", the first {_SHOWN} are shown" if len(versions) > _SHOWN else ""
     if versions:
         click.echo(f"{counted(len(versions), 'version')}{more}.")
-        click.echo("Their results, rows, vectors and dead letters leave the lake with --yes.", err=True)
+        click.echo(
+            f"Their results, rows, vectors and dead letters leave the lake{'' if yes else ' with --yes'}.", err=True
+        )
+        if n_live := sum(version.state == "live" for version in versions):
+            click.echo(
+                f"{n_live} of them lie in the source: delete them there too. Stored again under the same key (in a folder "
+                "also when a file is copied back or its rights change), they are new objects.",
+                err=True,
+            )
     elif n_leaving:
         left = f"{counted(n_leaving, 'version')} that left"
         click.echo(f"All of it is marked already. {left} still lie in the lake: the same command with --yes goes on.")

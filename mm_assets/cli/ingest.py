@@ -17,7 +17,7 @@ import click
 from click.core import ParameterSource
 
 from mm_assets.cli.options import config_option, examples, json_option
-from mm_assets.cli.output import print_json, print_table, printable
+from mm_assets.cli.output import counted, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from mm_assets.cli.runs import Summary
@@ -59,8 +59,9 @@ def ingest(
 
     SOURCE is an alias; without one, all sources are listed. Each run is a run of Dagster and shows in its UI. It can be
     stopped at any moment, by Ctrl-C or SIGTERM, and started again. Objects that cannot be processed are told and do not
-    fail the command; a source that does not answer does (exit code 1), after the work on the others is done. A folder or
-    bucket that does not exist is a wrong setting: nothing is done (exit code 2).
+    fail the command; a source that does not answer does (exit code 1), after the work on the others is done, and so do
+    deletions that wait for a person. A folder or bucket that does not exist is a wrong setting: nothing is done (exit
+    code 2).
 
     With --watch it goes on: events are taken from the inbox and from queues, sources are listed again and again, tables
     are published when enough has changed. A line tells each change; a service that fails is told and tried again. It
@@ -78,7 +79,7 @@ def ingest(
         print_json(to_dict(summary))
     else:
         print_summary(summary)
-    if summary.failed_runs or summary.failed_sources:
+    if summary.failed_runs or summary.failed_sources or any(found.alarm for found in summary.discoveries):
         raise click.exceptions.Exit(1)
 
 
@@ -217,7 +218,13 @@ def _print_work(summary: "Summary") -> None:
     dead = [(step, reason, n) for (step, state, reason), n in summary.counts.items() if state == "dead"]
     for step, reason, n in sorted(dead, key=str):
         click.echo(f"given up in {step}: {n} ({reason})")
-    click.echo(f"{summary.n_processed} objects in {summary.n_runs} runs, {summary.seconds:.1f} s.")
+    left_out = {
+        reason: n for (step, state, reason), n in summary.counts.items() if (step, state) == ("segments", "skipped")
+    }
+    for reason, n in sorted(left_out.items(), key=str):
+        click.echo(f"left out in segments: {n} ({reason})")
+    done, runs = counted(summary.n_processed, "object"), counted(summary.n_runs, "run")
+    click.echo(f"{done} in {runs}, {summary.seconds:.1f} s.")
     if summary.is_refreshed:
         click.echo(f"Parquet: {summary.lake_uri.rstrip('/')}/tables/")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import dagster as dg
+import yaml
 
 from mm_assets.cli.opening import read_settings
 from mm_assets.errors import ConfigError, ServiceError
@@ -42,6 +43,10 @@ concurrency:
 retention:
   sensor: {purge_after_days: {skipped: 1, success: 7, failure: 30}}
 """
+
+# Dagster would copy what a step prints through two more processes, which also hear Ctrl-C and say so at length.
+_OWN_YAML = "mm.yaml"  # dagster.yaml with this instead
+_UNCOPIED = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
 
 
 @dataclass
@@ -78,7 +83,12 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
     config = home / "dagster.yaml"
     if not config.exists():
         config.write_text(_DAGSTER_YAML, encoding="utf-8")
-    return dg.DagsterInstance.from_config(str(home))
+    values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    own = yaml.safe_dump(values | {"compute_logs": _UNCOPIED})
+    if not (home / _OWN_YAML).exists() or (home / _OWN_YAML).read_text(encoding="utf-8") != own:
+        (home / f"{_OWN_YAML}.new").write_text(own, encoding="utf-8")
+        (home / f"{_OWN_YAML}.new").replace(home / _OWN_YAML)
+    return dg.DagsterInstance.from_config(str(home), _OWN_YAML)
 
 
 def ingest(

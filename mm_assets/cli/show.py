@@ -53,7 +53,9 @@ def _print_story(story: dict[str, Any]) -> None:
     print_table(("step", "state", "rows", "reason", "error", "older recipe"), rows)
     if not story["segments"]:
         without = "It is in the tables, without segments: nothing of it was decoded."
-        click.echo(without if story["is_published"] else "Nothing of it is published yet.")
+        is_gone = story["object"]["state"] != "live"
+        none = "Nothing of it is published." if is_gone else "Nothing of it is published yet."
+        click.echo(without if story["is_published"] else none)
         return
     click.echo()
     print_table(

@@ -80,7 +80,7 @@ def _print_summary(rows: Sequence[tuple[str, int, int]], *, yes: bool, as_json: 
     elif any(n for _, _, n in rows):
         advice = "Have it repaired: mm verify --yes; mm ingest"
     else:
-        advice = "Nothing is damaged: `mm ingest`, or `mm gc` where it is named, does what is left."
+        advice = "Nothing is damaged: what is left is done by the command that it names, else by `mm ingest`."
     click.echo(advice, err=as_json)
 
 

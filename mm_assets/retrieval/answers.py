@@ -42,7 +42,7 @@ Link = Callable[[str, str], str]  # alias, key → address, without the place in
 
 @dataclass(frozen=True)
 class Pictures:
-    """Small pictures of keyframes, from the results of ``segments``.
+    """What people see of segments, from the results of ``segments``.
 
     Attributes
     ----------
@@ -58,24 +58,31 @@ class Pictures:
             return list(pool.map(lambda moment: self.thumbnail(moment.object_id, moment.segment_id), moments))
 
     def thumbnail(self, object_id: str, segment_id: str) -> bytes | None:
-        """Return the picture of a segment, a JPEG within 320 x 320 pixels."""
+        """Return the small picture of a segment, a JPEG within 320 x 320 pixels."""
+        return self._read(object_id, segment_id, "thumbnail_jpeg")
+
+    def keyframe(self, object_id: str, segment_id: str) -> bytes | None:
+        """Return the picture of a segment as the models saw it, a JPEG."""
+        return self._read(object_id, segment_id, "keyframe_jpeg")
+
+    def _read(self, object_id: str, segment_id: str, column: str) -> bytes | None:
         key = self.lake.result_key("segments", self.recipe, object_id)
         try:
             with RangeFile(self.lake.store, key) as file:
-                return _read_thumbnail(pq.ParquetFile(file), segment_id)
+                return _read_picture(pq.ParquetFile(file), segment_id, column)
         except ObjectNotFoundError:
             return None
 
 
-def _read_thumbnail(file: pq.ParquetFile, segment_id: str) -> bytes | None:
+def _read_picture(file: pq.ParquetFile, segment_id: str, column: str) -> bytes | None:
     """Read what the groups of rows hold that may have a segment; a film has many more."""
     for group in range(file.num_row_groups):
         if not _may_hold(file.metadata.row_group(group), segment_id):
             continue
-        rows = file.read_row_group(group, ["segment_id", "thumbnail_jpeg"], use_threads=False)
+        rows = file.read_row_group(group, ["segment_id", column], use_threads=False)
         place = pc.index(rows["segment_id"], segment_id).as_py()
         if place >= 0:
-            picture: bytes | None = rows["thumbnail_jpeg"][place].as_py()
+            picture: bytes | None = rows[column][place].as_py()
             return picture
     return None
 

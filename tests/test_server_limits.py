@@ -86,6 +86,14 @@ def test_taken_port_is_told(make_workspace: MakePlace, tmp_path: Path) -> None:
         running.listen("127.0.0.1", taken.getsockname()[1])
 
 
+def test_answers_are_not_held_back() -> None:
+    """Head and body are two writes: the second must not wait until the client has acknowledged the first."""
+    with running.listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_address_is_shown_as_in_a_url() -> None:
     """IPv6 goes in brackets."""
     assert (_address(("::1", 80)), _address(("127.0.0.1", 80))) == ("[::1]:80", "127.0.0.1:80")

@@ -70,10 +70,14 @@ def listen(host: str, port: int) -> socket.socket:
     """Open the socket; port 0 takes a free one. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1_024)
+        listening = socket.create_server((host, port), family=family, backlog=1_024)
     except OSError as error:
         msg = f"cannot listen on {host} port {port}: {error.strerror or error}; choose another serve.host or serve.port"
         raise ConfigError(msg) from error
+    # Connections inherit it. asyncio sets it only on sockets that were made with their protocol's number, and without it
+    # the body of an answer, written after its head, waits 40 ms for the client to acknowledge that.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def build_server(app: FastAPI) -> uvicorn.Server:

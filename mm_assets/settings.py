@@ -162,7 +162,7 @@ class RefreshSettings(Section):
         0.2,
         ge=0,
         le=1,
-        description="a pass that misses ten objects or more, and a larger share of a source, removes nothing",
+        description="a pass that misses ten objects and a larger share of a source, or all of it, removes nothing",
     )
 
 

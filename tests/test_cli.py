@@ -11,18 +11,19 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from checker import Evidence, Folder
 from cli_driver import mm
 from click.testing import Result
 from fakes import FakeWorkspaceResource, fake_extractors, open_fake_workspace
 from flow_driver import ingest
 from places import Place
+from rig import wait_until
 
 from mm_assets.cli import main, output
 from mm_assets.extractors.packs import Pack
@@ -219,7 +220,8 @@ def test_ctrl_c_ends_an_ingest_with_130(make_workspace: Callable[..., Place]) ->
         for line in process.stderr:
             if line.startswith("processing"):
                 break
-        time.sleep(2)  # a step is under way
+        evidence = Evidence({}, place.open().settings.ledger_location, Folder(place.lake))
+        wait_until(lambda: evidence.rows("SELECT 1 FROM work WHERE state = 'claimed'"), 60)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors

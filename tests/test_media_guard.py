@@ -335,6 +335,17 @@ def test_segments_of_the_child_are_not_trusted(tmp_path: Path) -> None:
     assert SEGMENT_SCHEMA.names[0] == "segment_kind"
 
 
+@pytest.mark.parametrize("picture", [b"<svg onload='x'>", b"", b"\xff\xd8\xff" + bytes(400_000)])
+def test_thumbnails_of_the_child_are_not_trusted(tmp_path: Path, picture: bytes) -> None:
+    """Browsers are given them as they are: what is no small JPEG counts as a crash."""
+    file = tmp_path / "segments.arrow"
+    with SegmentWriter(file) as out:
+        out.add(Segment("image", 0, thumbnail_jpeg=picture))
+    with pytest.raises(ObjectError) as caught:
+        list(read_segments(file))
+    assert caught.value.reason is Reason.CRASHED
+
+
 @pytest.mark.slow
 def test_an_hour_takes_no_more_memory_than_five_minutes(worker: MediaWorker, tmp_path: Path) -> None:
     """Memory does not grow with length: 12 times the media, less than 40 MiB more at the peak."""

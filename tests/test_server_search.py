@@ -368,6 +368,8 @@ def test_a_thumbnail_reads_little_of_a_film(
         asked.clear()
     assert [pictures.thumbnail(object_id, one) for one in (ids[299], f"{object_id}-s000300", "")] == [None] * 3
     assert pictures.thumbnail("cd" * 16, ids[0]) is None
+    lake.write_result("segments", "older", object_id, rows.drop_columns("thumbnail_jpeg"), {})
+    assert Pictures(lake, "older").thumbnail(object_id, ids[0]) is None
 
 
 def _noise(seed: int) -> bytes:

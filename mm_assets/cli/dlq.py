@@ -120,13 +120,13 @@ def show(text: str, *, as_json: bool, config: Path | None) -> None:
         return
     if not stories:
         click.echo("Nothing of it was given up.")
-        for document in left_out:
-            click.echo(f"Left out of {printable(document['step'])}: {printable(document['reason'])}.")
     for story in stories:
         print_pairs({name: value for name, value in story.items() if not isinstance(value, dict)})
         for name in ("made_by", "versions"):
             click.echo(f"{name}: {printable(', '.join(_flat(story.get(name, {}))))}")
         click.echo()
+    for document in left_out:
+        click.echo(f"Left out of {printable(document['step'])}: {printable(document['reason'])}.")
 
 
 @examples(

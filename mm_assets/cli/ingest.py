@@ -79,7 +79,7 @@ def ingest(
         print_json(to_dict(summary))
     else:
         print_summary(summary)
-    if summary.failed_runs or summary.failed_sources or any(found.alarm for found in summary.discoveries):
+    if summary.failed_runs or summary.failed_sources or summary.alarms:
         raise click.exceptions.Exit(1)
 
 
@@ -196,8 +196,8 @@ def print_summary(summary: "Summary") -> None:
             click.echo(f"{found.alias}: {printable(found.stopped_by)}", err=True)
         if found.n_unanswered:
             click.echo(f"{found.alias}: {found.n_unanswered} missing objects cannot be described; they stay", err=True)
-        if found.alarm:
-            click.echo(f"ALARM: {found.alarm}", err=True)
+    for alarm in summary.alarms.values():
+        click.echo(f"ALARM: {alarm}", err=True)
     if not (summary.n_runs or summary.failed_runs):
         click.echo(f"Nothing to do ({summary.seconds:.1f} s).")
     else:

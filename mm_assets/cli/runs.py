@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import dagster as dg
-import yaml
 
 from mm_assets.cli.opening import read_settings
 from mm_assets.errors import ConfigError, ServiceError
@@ -45,8 +44,11 @@ retention:
 """
 
 # Dagster would copy what a step prints through two more processes, which also hear Ctrl-C and say so at length.
-_OWN_YAML = "mm.yaml"  # dagster.yaml with this instead
-_UNCOPIED = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+_UNCOPIED = {
+    "module_name": "dagster._core.storage.noop_compute_log_manager",
+    "class_name": "NoOpComputeLogManager",
+    "config_yaml": "{}",
+}
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Summary:
     ----------
     n_processed : object versions that were in a run which did its work, each counted once
     failed_sources : aliases of sources that could not be listed to the end, with the error; the others went on
+    alarms : alias → why its deletions wait for a person
     failed_runs : ids of Dagster runs that failed, with their error
     n_waiting : live object versions with work left (another try later, or a failed run)
     counts : (step, state, reason) → live object versions, after it
@@ -67,6 +70,7 @@ class Summary:
     n_runs: int = 0
     n_processed: int = 0
     failed_sources: dict[str, str] = field(default_factory=dict)
+    alarms: dict[str, str] = field(default_factory=dict)
     failed_runs: dict[str, str] = field(default_factory=dict)
     n_waiting: int = 0
     counts: Mapping[tuple[str, str, str | None], int] = field(default_factory=dict)
@@ -83,12 +87,13 @@ def open_instance(settings: Settings) -> dg.DagsterInstance:
     config = home / "dagster.yaml"
     if not config.exists():
         config.write_text(_DAGSTER_YAML, encoding="utf-8")
-    values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    own = yaml.safe_dump(values | {"compute_logs": _UNCOPIED})
-    if not (home / _OWN_YAML).exists() or (home / _OWN_YAML).read_text(encoding="utf-8") != own:
-        (home / f"{_OWN_YAML}.new").write_text(own, encoding="utf-8")
-        (home / f"{_OWN_YAML}.new").replace(home / _OWN_YAML)
-    return dg.DagsterInstance.from_config(str(home), _OWN_YAML)
+    instance = dg.DagsterInstance.from_config(str(home))
+    ref = instance.get_ref()
+    logs = ref.compute_logs_data
+    if logs.class_name != "LocalComputeLogManager":  # somebody chose where they go
+        return instance
+    instance.dispose()
+    return dg.DagsterInstance.from_ref(ref._replace(compute_logs_data=logs._replace(**_UNCOPIED)))
 
 
 def ingest(
@@ -303,6 +308,8 @@ class Runner:
     def finish(self, started: float) -> Summary:
         """Count what there is now."""
         ledger, recipes = self._workspace.ledger, dict(self._workspace.recipes)
+        scans = {found.alias: ledger.objects.scan(found.alias) for found in self._summary.discoveries}
+        self._summary.alarms = {alias: scan.waiting_alarm for alias, scan in scans.items() if scan.waiting_alarm}
         self._summary.counts = ledger.work.counts(recipes, self._aliases) if recipes else {}
         self._summary.n_waiting = self._count_waiting()
         for (table, _), file in ledger.catalog.shard_files().items():

@@ -80,7 +80,7 @@ def _source(workspace: "Workspace", alias: str) -> dict[str, Any]:
         "n_live": workspace.ledger.objects.n_live(alias),
         "listed_at": scan.finished_at,
         "alarm": scan.alarm,
-        "is_deletion_confirmed": scan.alarm is not None and scan.deletions_confirmed,
+        "is_deletion_confirmed": scan.alarm != scan.waiting_alarm,
         "events_alarm": scan.events_alarm,
         "paused_until": scan.paused_until if is_paused else None,
         "pause_reason": scan.pause_reason if is_paused else None,

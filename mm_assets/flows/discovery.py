@@ -146,7 +146,7 @@ class _Lister:
         """List from the cursor on; at the end of the pass decide what is gone."""
         self._workspace.ledger.work.want(self._alias, self._workspace.recipes_of(self._alias))
         scan = self._workspace.ledger.objects.scan(self._alias)
-        self.found = replace(self.found, alarm=scan.alarm)
+        self.found = replace(self.found, alarm=scan.waiting_alarm)
         if is_paced and not scan.after and scan.finished_at is not None and self._wait_for_budget(scan, _day_frac()):
             return
         after: str | None = scan.after

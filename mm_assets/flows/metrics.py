@@ -115,7 +115,7 @@ def _of_sources(workspace: Workspace) -> dict[MeterKey, float]:
         values["objects_unplanned", labels] = workspace.ledger.meters.n_unplanned(source.alias)
         values["list_calls_today", labels] = scan.n_calls
         values["source_paused", labels] = float((scan.paused_until or 0.0) > now)
-        values["deletions_alarm", labels] = float(scan.alarm is not None)
+        values["deletions_alarm", labels] = float(scan.waiting_alarm is not None)
         values["rule_suspended", labels] = float(scan.events_alarm is not None)
     return values
 

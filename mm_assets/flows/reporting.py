@@ -86,7 +86,7 @@ def _rows(workspace: Workspace) -> list[dict[str, Any]]:
 def _alarms(scan: Scan) -> str | None:
     """Say what holds a source up."""
     paused = scan.pause_reason if (scan.paused_until or 0.0) > time.time() else None
-    return "; ".join(text for text in (scan.alarm, scan.events_alarm, paused) if text) or None
+    return "; ".join(text for text in (scan.waiting_alarm, scan.events_alarm, paused) if text) or None
 
 
 def render(

@@ -323,7 +323,7 @@ def index_difference(live: set[int], indexed: set[int]) -> str | None:
 
 def _compare_source(workspace: Workspace, alias: str) -> Iterator[Difference]:
     known = ((key.encode("utf-8"), object_id) for key, object_id in workspace.ledger.comparing.by_key(alias))
-    alarm = workspace.ledger.objects.scan(alias).alarm
+    alarm = workspace.ledger.objects.scan(alias).waiting_alarm
     settled_by = f"it waits for `mm deletions confirm {alias}`" if alarm else "the next listing settles it"
     for key, object_id, here in _merge(known, _listed(workspace, alias)):
         where = f"{alias}/{key.decode('utf-8')}"

@@ -47,6 +47,11 @@ class Scan:
     pause_reason: str | None = None
     events_alarm: str | None = None
 
+    @property
+    def waiting_alarm(self) -> str | None:
+        """The alarm, as long as no person has confirmed the deletions."""
+        return None if self.deletions_confirmed else self.alarm
+
 
 def lock_scan(connection: Connection, alias: str, at: Scan | None = None) -> Row[Any]:
     """Return the row of a source and keep it until the transaction ends: who changes its objects takes turns.

@@ -19,6 +19,7 @@ SEGMENT_KINDS = ("scene", "image", "page", "audio")
 # What only the parent knows, and what the child decides; the child's part is the table's middle.
 _PARENT_COLUMNS = frozenset({"object_id", "bucket", "key", "etag", "segment_id", "recipe"})
 SEGMENT_SCHEMA = pa.schema([f for f in TABLES["segments"].arrow_schema() if f.name not in _PARENT_COLUMNS])
+_JPEG_BEGIN, _MAX_THUMBNAIL_BYTES = b"\xff\xd8\xff", 400_000
 BATCH_ROWS = 64
 BATCH_BYTES = 4 << 20
 
@@ -138,3 +139,7 @@ def _check_batch(batch: pa.RecordBatch) -> None:
     if unknown or batch.column("ordinal").null_count:
         msg = f"unknown kinds {unknown} or no ordinal"
         raise pa.ArrowInvalid(msg)
+    for thumbnail in batch.column("thumbnail_jpeg").drop_null().to_pylist():
+        if not thumbnail.startswith(_JPEG_BEGIN) or len(thumbnail) > _MAX_THUMBNAIL_BYTES:
+            msg = "a thumbnail that is no small JPEG"
+            raise pa.ArrowInvalid(msg)

@@ -79,6 +79,8 @@ def _read_picture(file: pq.ParquetFile, segment_id: str, column: str) -> bytes |
     for group in range(file.num_row_groups):
         if not _may_hold(file.metadata.row_group(group), segment_id):
             continue
+        if column not in file.schema_arrow.names:  # made before there were thumbnails, and about to be made again
+            return None
         rows = file.read_row_group(group, ["segment_id", column], use_threads=False)
         place = pc.index(rows["segment_id"], segment_id).as_py()
         if place >= 0:

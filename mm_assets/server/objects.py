@@ -28,7 +28,11 @@ _JPEG: dict[int | str, dict[str, Any]] = {
     404: {"description": "There is none"},
 }
 _READERS = 16  # threads of their own: a lake that does not answer holds up no event and no probe
-_KEPT = "private, max-age=86400"
+_HEADERS = {
+    "Cache-Control": "private, max-age=86400",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",  # the bytes are of a process that read hostile files
+}
 
 
 def build_objects(workspace: Workspace, guard: Guard) -> APIRouter:
@@ -63,7 +67,7 @@ def build_objects(workspace: Workspace, guard: Guard) -> APIRouter:
 def _draw(workspace: Workspace, segment_id: str, caller: Caller, known_tags: str) -> Response:
     known = find_object(workspace, segment_id.partition("-")[0], caller)
     recipe = workspace.ledger.catalog.published().get("segments") or workspace.recipes["segments"]
-    headers = {"ETag": f'"{segment_id}.{recipe}"', "Cache-Control": _KEPT, "X-Content-Type-Options": "nosniff"}
+    headers = {"ETag": f'"{segment_id}.{recipe}"', **_HEADERS}
     if headers["ETag"] in known_tags:
         return Response(status_code=304, headers=headers)
     picture = Pictures(workspace.lake, recipe).thumbnail(known.object_id, segment_id)

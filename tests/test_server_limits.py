@@ -23,6 +23,7 @@ from cli_driver import mm
 from fakes import open_fake_workspace
 from places import Place
 from prometheus_client.parser import text_string_to_metric_families
+from rig import wait_until
 from server_driver import ALL_ON, API_KEY, B2_SECRET, JSON, Client, serving, upload_event
 
 from mm_assets.cli.serve import _address
@@ -407,7 +408,7 @@ def test_kill_after_the_answer_loses_nothing(place: Place) -> None:
         threads = [threading.Thread(target=send, args=(sender,)) for sender in range(4)]
         for thread in threads:
             thread.start()
-        time.sleep(1.0)
+        wait_until(lambda: len(accepted) > 20, 60)
         process.kill()
         for thread in threads:
             thread.join()

@@ -79,8 +79,8 @@ def _source(workspace: "Workspace", alias: str) -> dict[str, Any]:
         "uri": workspace.settings.source(alias).uri,
         "n_live": workspace.ledger.objects.n_live(alias),
         "listed_at": scan.finished_at,
-        "alarm": scan.alarm,
-        "is_deletion_confirmed": scan.alarm != scan.waiting_alarm,
+        "alarm": scan.waiting_alarm,
+        "is_deletion_confirmed": scan.deletions_confirmed,
         "events_alarm": scan.events_alarm,
         "paused_until": scan.paused_until if is_paused else None,
         "pause_reason": scan.pause_reason if is_paused else None,
@@ -143,10 +143,10 @@ def _calls(source: dict[str, Any]) -> str:
 
 def _print_alarms(source: dict[str, Any]) -> None:
     for name in ("alarm", "events_alarm"):
-        if name == "alarm" and source["is_deletion_confirmed"]:
-            click.echo(f"{printable(source['source'])}: its deletions are confirmed; `mm ingest` removes what is gone.")
-        elif source[name]:
+        if source[name]:
             click.echo(f"ALARM: {printable(source[name])}")
+    if source["is_deletion_confirmed"]:
+        click.echo(f"{printable(source['source'])}: its deletions are confirmed; `mm ingest` removes what is gone.")
     if source["paused_until"]:
         until = _when(source["paused_until"])
         click.echo(f"PAUSED: {printable(source['source'])} until {until}: {printable(source['pause_reason'])}")

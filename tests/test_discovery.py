@@ -14,6 +14,7 @@ from flow_driver import column, ingest, process, refresh
 from scripted_store import live, raising, scripted
 
 from mm_assets.buckets.base import BreakerOpenError, DailyCapError, Page, StoredObject
+from mm_assets.buckets.retry import TransientError
 from mm_assets.errors import ConfigError, ServiceError
 from mm_assets.flows import discovery, refusing
 from mm_assets.flows.discovery import _daily_calls, discover
@@ -155,7 +156,7 @@ def test_a_deadline_splits_a_pass_without_loss(
     monkeypatch.setattr("mm_assets.flows.discovery._PAGE", 2)
     workspace = make_workspace().open()
     scripted(workspace, keys=PICTURES)
-    is_late = itertools.cycle([False, True])
+    is_late = itertools.cycle([False, True, True])
     monkeypatch.setattr("mm_assets.flows.discovery._Lister._is_late", lambda _: next(is_late))
 
     found = [discover(workspace, "source", deadline_s=60) for _ in range(3)]
@@ -222,6 +223,44 @@ def test_our_own_files_are_jumped_over(
     assert store.n_asked("list") <= 3
 
 
+def test_pages_are_stored_together(make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fast store's pages share a transaction; a slow one's are stored as they come."""
+    monkeypatch.setattr("mm_assets.flows.discovery._PAGE", 1)
+    monkeypatch.setattr("mm_assets.flows.discovery._PAGES_AT_ONCE", 2)
+    workspace = make_workspace().open()
+    store, told = scripted(workspace, keys=PICTURES), list[int]()
+
+    discover(workspace, "source", on_page=told.append)
+    n_together = len(told)
+    monkeypatch.setattr("mm_assets.flows.discovery._STORED_EVERY_S", 0.0)
+    discover(workspace, "source", on_page=told.append)
+
+    assert n_together == -(-len(PICTURES) // 2)
+    assert len(told) - n_together == len(PICTURES)
+    assert store.n_asked("list") == 2 * len(PICTURES)
+
+
+def test_pages_before_a_failure_are_kept(make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a store said before it failed is not asked for again, and the call that failed is counted."""
+    monkeypatch.setattr("mm_assets.flows.discovery._PAGE", 1)
+    workspace = make_workspace().open()
+    store = scripted(workspace, keys=PICTURES)
+
+    def fail_late(operation: str, after: str) -> None:
+        if after == PICTURES[1]:
+            raising(TransientError("busy"))(operation, after)
+
+    store.before = fail_late
+    with pytest.raises(TransientError):
+        discover(workspace, "source")
+
+    assert live(workspace).keys() == set(PICTURES[:2])
+    assert workspace.ledger.objects.scan("source").n_calls == 3
+    store.before = lambda *_: None
+    found = discover(workspace, "source")
+    assert (found.n_listed, found.is_complete) == (len(PICTURES) - 2, True)
+
+
 def test_the_days_calls_are_counted_and_then_used_up(
     make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +289,7 @@ def test_the_budget_begins_anew_at_midnight(
 ) -> None:
     """A listing that goes on past 00:00 GMT does not carry the calls of yesterday over."""
     monkeypatch.setattr("mm_assets.flows.discovery._PAGE", 2)
+    monkeypatch.setattr("mm_assets.flows.discovery._PAGES_AT_ONCE", 1)
     sources = [{"uri": "source", "alias": "source", "max_list_calls_per_day": 2}]
     workspace = make_workspace(sources=sources).open()
     store = scripted(workspace, keys=PICTURES)

@@ -3,18 +3,18 @@
 Put here: the wrapping listing, its daily budget and its brake. Keep out: reading objects; events, which are ``hints``'.
 
 A full listing in pages is the truth: a cursor on modification times would lose late multipart uploads and ties. The
-cursor and the rows of a page are one transaction, so a kill anywhere repeats at most one page. One process at a time
-lists a source; one that was overtaken finds the cursor moved, writes nothing and stops.
+cursor and the rows of some pages are one transaction, so a kill anywhere repeats at most what a second brought. One
+process at a time lists a source; one that was overtaken finds the cursor moved, writes nothing and stops.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from mm_assets.buckets.base import DailyCapError
+from mm_assets.buckets.base import DailyCapError, Page
 from mm_assets.errors import MmAssetsError, ServiceError
 from mm_assets.flows.asking import answer
 from mm_assets.flows.locking import BusyError, held
@@ -27,6 +27,10 @@ from mm_assets.ledger.versions import chunks
 from mm_assets.settings import SourceSettings
 
 _PAGE = 1_000
+# Ids are random: a transaction touches most of their index, and ten pages in one cost hardly more than two. What waits is
+# older than what an event tells meanwhile, so it waits no longer than a slow page takes.
+_PAGES_AT_ONCE = 10
+_STORED_EVERY_S = 1.0
 _LOOK_AT_ONCE = 512
 _GRACE_S = 5.0  # a page that was asked for in time may come a little late
 # Below this many missing objects the share alone says nothing: one of four deleted is not an accident.
@@ -154,7 +158,7 @@ class _Lister:
             scan = replace(scan, after=after)
             if self._is_late() or self._wait_for_budget(scan, 1.0):
                 return
-            after = self._list_page(scan)
+            after = self._list_some(scan)
             # The ledger knows how many of the calls are of today, also when the day (GMT) ends meanwhile.
             scan = replace(scan, n_calls=self._workspace.ledger.objects.scan(self._alias).n_calls)
         self._finish(scan)
@@ -170,22 +174,44 @@ class _Lister:
         self.stop(f"{scan.n_calls} of {self._budget} listing calls a day are made (max_list_calls_per_day)", due_at)
         return True
 
-    def _list_page(self, scan: Scan) -> str | None:
-        store, objects = self._workspace.sources[self._alias], self._workspace.ledger.objects
-        ask = partial(store.list_page, after=scan.after, limit=_PAGE)
+    def _list_some(self, scan: Scan) -> str | None:
+        """Store what the next calls bring, also where one of them fails; returns where to go on."""
+        pages: list[Page] = []
         try:
-            page = answer(ask, ends_at=self._ends_at + _GRACE_S)
+            pages.extend(self._ask(scan))
         except MmAssetsError:
-            objects.count_calls(self._alias, 1)  # billed all the same
+            self._store(scan, pages, n_calls=len(pages) + 1)  # billed all the same
             raise
-        picked = self._selection.pick(page.objects)
-        refused = [*picked.refused, *((name, "no readable key: rename the object") for name in page.skipped)]
+        return self._store(scan, pages, n_calls=len(pages))
+
+    def _ask(self, scan: Scan) -> Iterator[Page]:
+        """Yield as many pages as one transaction takes, the day allows, and there is time for."""
+        store, after, began_at = self._workspace.sources[self._alias], scan.after, time.monotonic()
+        n_allowed = _PAGES_AT_ONCE if self._budget is None else min(_PAGES_AT_ONCE, self._budget - scan.n_calls)
+        for _ in range(n_allowed):
+            page = answer(partial(store.list_page, after=after, limit=_PAGE), ends_at=self._ends_at + _GRACE_S)
+            yield page
+            if page.next_after is None or self._is_late() or time.monotonic() - began_at >= _STORED_EVERY_S:
+                return
+            after = self._selection.beyond_own(page.next_after)
+
+    def _store(self, scan: Scan, pages: Sequence[Page], *, n_calls: int) -> str | None:
+        """Make what was listed known, with the cursor; returns where it stands, None at the end of the pass."""
+        objects = self._workspace.ledger.objects
+        if not pages:
+            objects.count_calls(self._alias, n_calls)
+            return scan.after
+        picked = self._selection.pick(item for page in pages for item in page.objects)
+        unreadable = [(name, "no readable key: rename the object") for page in pages for name in page.skipped]
+        refused = [*picked.refused, *unreadable]
         refuse(self._workspace, self._alias, refused, scan.pass_number)
-        after = None if page.next_after is None else self._selection.beyond_own(page.next_after)
+        last = pages[-1].next_after
+        after = None if last is None else self._selection.beyond_own(last)
+        shard_objects = self._workspace.settings.refresh.shard_objects
         delta = objects.record_page(
-            self._alias, picked.seen, at=scan, after=after, shard_objects=self._workspace.settings.refresh.shard_objects
+            self._alias, picked.seen, at=scan, after=after, shard_objects=shard_objects, n_calls=n_calls
         )
-        self._add(delta, n_listed=len(page.objects), n_refused=len(refused))
+        self._add(delta, n_listed=sum(len(page.objects) for page in pages), n_refused=len(refused))
         self._meter(scan, delta.n_new + delta.n_changed + delta.n_revived)
         self._on_page(self.found.n_listed)
         return after

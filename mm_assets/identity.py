@@ -58,9 +58,9 @@ class ObjectVersion:
     @property
     def object_id(self) -> str:
         """First 32 hex digits of SHA-256 over the length-prefixed parts (so 'a|b/c' has one reading)."""
-        parts = (self.alias, self.key, self.etag, *([self.version_id] if self.version_id else []))
-        raw_parts = [part.encode("utf-8") for part in parts]
-        framed = b"".join([len(raw).to_bytes(4, "big") + raw for raw in raw_parts])
+        framed = _framed(self.alias) + _framed(self.key) + _framed(self.etag)
+        if self.version_id:
+            framed += _framed(self.version_id)
         return hashlib.sha256(framed).hexdigest()[:32]
 
     @property
@@ -76,6 +76,11 @@ class ObjectVersion:
             return whole
         head = key.encode("utf-8")[:_KEPT_PREFIX_BYTES].decode("utf-8", "ignore")
         return f"{self.alias}/{head}~{self.object_id}/{tail[:200]}"
+
+
+def _framed(text: str) -> bytes:
+    raw = text.encode("utf-8")
+    return len(raw).to_bytes(4, "big") + raw
 
 
 def from_partition_key(partition_key: str) -> ObjectVersion:

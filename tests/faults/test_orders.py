@@ -32,10 +32,10 @@ HINTS = [
 
 
 def ingest_in_small_pages(config: str, moment: Moment) -> None:
-    """Ingest with two objects on a page."""
+    """Ingest with two objects on a page, and a page to each transaction."""
     from mm_assets.flows import discovery
 
-    discovery._PAGE = 2
+    discovery._PAGE, discovery._PAGES_AT_ONCE = 2, 1
     ingest(config, moment)
 
 

@@ -460,6 +460,7 @@ def test_an_object_put_behind_the_cursor_is_found_by_the_next_pass(
 ) -> None:
     """What arrives where the listing has already been is not lost, and neither is what changes within one second."""
     monkeypatch.setattr("mm_assets.flows.discovery._PAGE", 2)
+    monkeypatch.setattr("mm_assets.flows.discovery._PAGES_AT_ONCE", 1)
     workspace = make_workspace().open()
     store = scripted(workspace, keys=PICTURES)
 

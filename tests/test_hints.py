@@ -388,6 +388,7 @@ def test_lost_repeated_late_and_swapped_events_change_nothing_in_the_end(steps: 
     """After any history of changes, events and half passes, one complete pass makes ledger and bucket equal."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr("mm_assets.flows.discovery._PAGE", 2)
+        patch.setattr("mm_assets.flows.discovery._PAGES_AT_ONCE", 1)
         source, lake = {"uri": folder, "alias": "source"}, {"uri": f"{folder}/lake"}
         workspace = open_fake_workspace(
             Settings(sources=[source], lake=lake, state=f"{folder}/state", refresh={"gone_brake": 1.0})  # type: ignore[arg-type]

@@ -131,6 +131,7 @@ def test_an_upload_in_parts_begun_long_ago_is_found(rig: Rig) -> None:
 def test_objects_behind_the_cursor_are_found_in_the_next_pass(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that appears where the listing has already been is missed once and not twice."""
     monkeypatch.setattr("mm_assets.flows.discovery._PAGE", 2)
+    monkeypatch.setattr("mm_assets.flows.discovery._PAGES_AT_ONCE", 1)
     for number in range(4):
         rig.put(f"m{number}.png", rig.drawn(f"picture{number}.png"))
     late = rig.drawn("picture5.png")

@@ -53,6 +53,32 @@ def open_flat(folder: Path) -> Search:
     return lambda query, _: index.search(query, K)[1][0]
 
 
+def build_lists(vectors: Floats, folder: Path) -> None:
+    """Keep RaBitQ codes in as many lists as FAISS advises, trained on as few vectors, and all vectors to compare the best."""
+    import faiss
+
+    n_lists = int(4 * len(vectors) ** 0.5)
+    index = faiss.index_factory(DIM, f"IVF{n_lists},RaBitQ,RFlat", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors[: 39 * n_lists])
+    index.add(vectors)
+    faiss.write_index(index, str(folder / "lists.faiss"))
+
+
+def open_lists(folder: Path) -> Search:
+    """Visit lists, and compare a hundred; the width is ``nprobe``."""
+    import faiss
+
+    index = faiss.read_index(str(folder / "lists.faiss"))
+
+    def search(query: Floats, width: int) -> np.ndarray:
+        lists = faiss.IVFRaBitQSearchParameters()
+        lists.nprobe = width
+        asked = faiss.IndexRefineSearchParameters(k_factor=10, base_index_params=lists)
+        return index.search(query, K, params=asked)[1][0]
+
+    return search
+
+
 def build_graph(vectors: Floats, folder: Path) -> None:
     """Build hnswlib's graph, of its default degree."""
     import hnswlib
@@ -122,6 +148,7 @@ def open_qdrant(folder: Path) -> Search:
 
 PEERS = {
     "FAISS flat": Contender("faiss", build_flat, open_flat),
+    "FAISS IVF RaBitQ": Contender("faiss", build_lists, open_lists, widths=(16, 32, 64, 128, 256)),
     "hnswlib": Contender("hnswlib", build_graph, open_graph, widths=(32, 64, 128, 256, 512, 1024)),
     "lancedb": Contender("lancedb", build_lancedb, open_lancedb, widths=(8, 16, 32, 64, 128, 256, 512)),
     "qdrant (local mode)": Contender("qdrant_client", build_qdrant, open_qdrant, most=20_000),

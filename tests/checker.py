@@ -256,13 +256,12 @@ def _check_index(evidence: Evidence, space: str, items: list[str]) -> Iterator[s
         yield f"lake and ledger point to different indexes of {space}"
     folder = f"indexes/{space}/{manifest['generation']}"
     index = faiss.deserialize_index(np.frombuffer(evidence.lake.read(f"{folder}/index.faiss"), np.uint8))
-    stored = [int(number) for number in faiss.vector_to_array(index.id_map)]  # type: ignore[attr-defined]  # of an IndexIDMap if index.ntotal else []
-    yield from _differences(f"ids in the index of {space}", map(vector_id, items), stored)
     parts = [evidence.lake.read(f"indexes/{space}/vectors/{part['name']}.arrow") for part in manifest["parts"]]
     held = [item for part in parts for item in pa.ipc.open_file(part).read_all()[SPACES[space][1]].to_pylist()]
     yield from _differences(f"vectors kept for the index of {space}", items, held)
     rows = pa.ipc.open_file(evidence.lake.read(f"{folder}/rows.arrow")).read_all()
     yield from _differences(f"rows of the index of {space}", map(vector_id, items), rows["vector_id"].to_pylist())
+    yield from _differences(f"numbers in the index of {space}", range(index.ntotal), rows["number"].to_pylist())
     vectors = evidence.column(SPACES[space][0], "vector")
     if index.ntotal and vectors:
         nearest = index.search(np.asarray(vectors, np.float32), 1)[0][:, 0]

@@ -236,31 +236,37 @@ class Rows:
     def gather(self, ids: Ids) -> Floats:
         """Return (len(ids), dim) vectors in the order of these ids, all of which must be here."""
         found = np.empty((len(ids), self.dim), np.float32)
-        for at, matrix in self._vectors_by_part(ids):
-            found[at] = matrix
+        for at, matrix, rows in self._by_part(np.searchsorted(self.ids, ids)):
+            found[at] = matrix[rows]
         return found
 
-    def compare(self, query: Floats, ids: Ids) -> Floats:
-        """Return the (len(ids),) cosines of a vector to those of ids, all of which must be here."""
-        found = np.empty(len(ids), np.float32)
-        for at, matrix in self._vectors_by_part(ids):
-            found[at] = matrix @ query
+    def compare(self, query: Floats, places: Ids) -> Floats:
+        """Return the (len(places),) cosines of a vector to those of ``ids[places]``."""
+        order, vectors, n = [np.empty(0, np.int64)], np.empty((len(places), self.dim), np.float32), 0
+        for at, matrix, rows in self._by_part(places):
+            # "clip" as no row is outside: to look first, numpy would copy twice.
+            matrix.take(rows, axis=0, out=vectors[n : n + len(rows)], mode="clip")
+            order.append(at)
+            n += len(rows)
+        found = np.empty(len(places), np.float32)
+        found[np.concatenate(order)] = vectors @ query
         return found
 
-    def _vectors_by_part(self, ids: Ids) -> Iterator[tuple[Ids, Floats]]:
-        """Yield the vectors that lie in one part, and their places among the ids, part by part."""
-        numbers, rows = self._locate(ids)
+    def _by_part(self, places: Ids) -> Iterator[tuple[Ids, Floats, Numbers]]:
+        """Yield which of the places lie in a part, its vectors, and their rows in it, part by part."""
+        numbers, rows = self.part_numbers[places], self.part_rows[places]
         order = np.argsort(numbers, kind="stable")
-        present, counts = np.unique(numbers, return_counts=True)
-        for number, end, count in zip(present.tolist(), np.cumsum(counts).tolist(), counts.tolist(), strict=True):
-            at = order[end - count : end]
-            yield at, self.parts[number].matrix[rows[at]]
+        rows, start = rows[order], 0
+        for number, n in enumerate(np.bincount(numbers, minlength=1).tolist()):
+            if n:
+                yield order[start : start + n], self.parts[number].matrix, rows[start : start + n]
+                start += n
 
-    def blocks(self) -> Iterator[tuple[Ids, Floats]]:
-        """Yield all vectors in the order of their ids, a bounded number at a time."""
+    def blocks(self) -> Iterator[tuple[slice, Floats]]:
+        """Yield all vectors in the order of their ids, a bounded number at a time, and which these are."""
         for start in range(0, len(self.ids), _ROWS_PER_BLOCK):
-            ids = self.ids[start : start + _ROWS_PER_BLOCK]
-            yield ids, self.gather(ids)
+            block = slice(start, start + _ROWS_PER_BLOCK)
+            yield block, self.gather(self.ids[block])
 
     def _locate(self, ids: Ids) -> tuple[Numbers, Numbers]:
         places = np.searchsorted(self.ids, ids)

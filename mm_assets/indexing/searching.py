@@ -35,9 +35,10 @@ _FEWEST_COMPARED = 50
 # 1,000,000 vectors no answer was lost at 4, one of 1,000 at 3, of 100,000 one of 2,000 at 4. Of 800 candidates for ten
 # answers, 90 to 390 are compared (November 2026).
 _DOUBT = 4.0
-_PROBES_UNDER_A_FILTER = 2  # times as many: the neighbours that it leaves are farther and more scattered
-_ROWS_UNDER_A_FILTER = 0.125  # of the rows in so many lists must be allowed ones; measured November 2026 at 1,000,000
-_LIST = "list"
+# The neighbours that a filter leaves are farther and more scattered: so many times as many lists and candidates.
+_PROBES_UNDER_A_FILTER, _CANDIDATES_UNDER_A_FILTER = 4, 2
+_ROWS_UNDER_A_FILTER = 0.02  # of the rows in so many lists must be allowed ones; measured November 2026 at 1,000,000
+_LIST, _NUMBER = "list", "number"
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,22 @@ class Selection:
 
     Attributes
     ----------
-    ids : ascending, all in the index
+    places : ascending, of ``VectorIndex.rows``
+    bits : (⌈numbers / 8⌉,) uint8, FAISS's number n is bit n mod 8 of byte n div 8
     lists : lists of the inverted file that hold any of them, ascending
     n_in_lists : how many of them each of these lists holds
     """
 
-    ids: Ids
+    places: Ids
+    bits: npt.NDArray[np.uint8] = field(repr=False)
     lists: Ids
     n_in_lists: Ids
     centroids: Floats = field(repr=False)
 
     @cached_property
     def selector(self) -> Any:
-        """FAISS's form of the ids; it keeps only a pointer to it, so it must live as long as the search."""
-        import faiss
-
-        return faiss.IDSelectorBatch(self.ids)
+        """FAISS's form of the bits; it keeps only a pointer to it, so it must live as long as the search."""
+        return selector_of(self.bits)
 
 
 class VectorIndex:
@@ -71,8 +72,10 @@ class VectorIndex:
 
     Parameters
     ----------
-    faiss_index : ``IndexIDMap2`` of a flat index, or ``IndexIVFRaBitQ``
-    lists : (n,) number of the list that holds each of ``rows.ids``; 0 without lists
+    faiss_index : ``IndexFlatIP`` or ``IndexIVFRaBitQ``
+    lists : (n,) the list that holds each of ``rows.ids``; 0 without lists
+    numbers : (n,) under which FAISS holds each of ``rows.ids``. Small ones, as whether they are selected is then looked up
+        in bits: of a set of 64-bit ids, each that is selected costs a microsecond (November 2026).
 
     Attributes
     ----------
@@ -82,10 +85,13 @@ class VectorIndex:
         the time the lists were made), ``n_changed`` (rows added and removed since), ``seed``, ``faiss_version``
     """
 
-    def __init__(self, faiss_index: Any, rows: Rows, lists: Numbers, parameters: Mapping[str, Any]) -> None:
+    def __init__(
+        self, faiss_index: Any, rows: Rows, lists: Numbers, numbers: Numbers, parameters: Mapping[str, Any]
+    ) -> None:
         self.faiss_index = faiss_index
         self.rows = rows
         self.lists = lists
+        self.numbers = numbers
         self.parameters: dict[str, Any] = dict(parameters)
 
     @property
@@ -105,13 +111,14 @@ class VectorIndex:
 
     def with_parameters(self, changed: Mapping[str, Any]) -> "VectorIndex":
         """Return the same vectors and codes, searched in another way."""
-        return VectorIndex(self.faiss_index, self.rows, self.lists, self.parameters | dict(changed))
+        return VectorIndex(self.faiss_index, self.rows, self.lists, self.numbers, self.parameters | dict(changed))
 
     def select(self, ids: npt.ArrayLike) -> Selection:
         """Prepare a filter: vector ids in any order, known or not, repeated or not."""
-        known = self.rows.known(np.asarray(ids, np.int64))
-        lists, counts = np.unique(self.lists[rows_of(known, self.rows.ids)], return_counts=True)
-        return Selection(known, lists.astype(np.int64), counts, self._centroids[lists])
+        places = rows_of(self.rows.known(np.asarray(ids, np.int64)), self.rows.ids)
+        lists, counts = np.unique(self.lists[places], return_counts=True)
+        bits = bits_of(self.numbers[places], len(self._places))
+        return Selection(places, bits, lists.astype(np.int64), counts, self._centroids[lists])
 
     def search(self, queries: Floats, k: int, within: Selection | None = None) -> tuple[Floats, Ids]:
         """Return each query's k most similar vectors, of those selected.
@@ -133,7 +140,7 @@ class VectorIndex:
             The queries are not unit vectors of this dimension.
         """
         matrix = as_unit_vectors(queries, self.parameters["dim"])
-        n_there = self.n_rows if within is None else len(within.ids)
+        n_there = self.n_rows if within is None else len(within.places)
         n_found = min(max(k, 0), n_there)
         similarity = np.full((len(matrix), max(k, 0)), -np.inf, np.float32)
         ids = np.full(similarity.shape, -1, np.int64)
@@ -143,19 +150,20 @@ class VectorIndex:
 
     def _search(self, queries: Floats, k: int, within: Selection | None) -> tuple[Floats, Ids]:
         """Return exactly k answers to each query; there are as many."""
-        if within is not None and len(within.ids) <= max(_COMPARED_ROWS, k):
-            return self._compare_all(queries, k, within.ids)
+        if within is not None and len(within.places) <= max(_COMPARED_ROWS, k):
+            return self._compare_all(queries, k, within.places)
         if self.kind == "exact":
             return self._ask_exact(queries, k, within)
-        n_there = self.n_rows if within is None else len(within.ids)
-        n = min(n_there, max(self.parameters["n_candidates"], _CANDIDATES_PER_ANSWER * k))
+        n_there = self.n_rows if within is None else len(within.places)
+        times = 1 if within is None else _CANDIDATES_UNDER_A_FILTER
+        n = min(n_there, times * max(self.parameters["n_candidates"], _CANDIDATES_PER_ANSWER * k))
         guesses, candidates = self._ask_lists(queries, n, within, self._probes_for(k))
         short = (candidates[:, :k] < 0).any(axis=1)  # FAISS puts what it did not find last
         if short.any():
             n_lists = self.parameters["n_lists"]
             guesses[short], candidates[short] = self._ask_lists(queries[short], n, within, n_lists)
-        compared = [self._compare(*asked, k) for asked in zip(queries, guesses, candidates, strict=True)]
-        return best_of(np.array(compared), candidates, k)
+        best = [self._best(*asked, k) for asked in zip(queries, guesses, candidates, strict=True)]
+        return np.concatenate([similarity for similarity, _ in best]), np.concatenate([ids for _, ids in best])
 
     def _probes_for(self, k: int) -> int:
         times = max(1.0, k / MEASURED_AT) ** _PROBES_EXPONENT
@@ -167,45 +175,56 @@ class VectorIndex:
         parameters: Any = faiss.SearchParameters()
         if within is not None:
             parameters.sel = within.selector
-        similarity, ids = self.faiss_index.search(queries, k, params=parameters)
-        return similarity, ids
+        similarity, numbers = self.faiss_index.search(queries, k, params=parameters)
+        return similarity, self._ids_at(self._places[numbers])
 
     def _ask_lists(self, queries: Floats, n: int, within: Selection | None, n_probes: int) -> tuple[Floats, Ids]:
-        """Return n candidates for each query, by what their codes say of the cosine; -1 where the visited lists hold fewer."""
+        """Return n candidates for each query, what their codes say of the cosine, and places; -1 where there are fewer."""
         import faiss
 
         parameters: Any = faiss.IVFRaBitQSearchParameters()
-        parameters.nprobe = n_probes
         if within is None:
-            guesses, ids = self.faiss_index.search(queries, n, params=parameters)
-            return guesses, ids
-        n_lists = _PROBES_UNDER_A_FILTER * n_probes
-        n_rows = _ROWS_UNDER_A_FILTER * n_lists * self.n_rows / self.parameters["n_lists"]
-        lists, similarity = _nearest_lists(queries, within, n_lists, n_rows)
-        parameters.nprobe, parameters.sel = lists.shape[1], within.selector
+            lists, similarity = _nearest_lists(queries, self._centroids, n_probes)
+        else:
+            n_lists = _PROBES_UNDER_A_FILTER * n_probes
+            n_rows = _ROWS_UNDER_A_FILTER * n_lists * self.n_rows / self.parameters["n_lists"]
+            lists, similarity = _nearest_selected_lists(queries, within, n_lists, n_rows)
+            parameters.sel = within.selector
+        parameters.nprobe = lists.shape[1]
         found, scores = np.empty((len(queries), n), np.int64), np.empty((len(queries), n), np.float32)
         given = [faiss.swig_ptr(array) for array in (queries, lists, similarity, scores, found)]
         # FAISS's own wrapper refuses parameters, and so filters.
         self.faiss_index.search_preassigned_c(len(queries), given[0], n, *given[1:], False, parameters)
-        return scores, found
+        return scores, self._places[found]
 
-    def _compare(self, query: Floats, guesses: Floats, candidates: Ids, k: int) -> Floats:
-        """Return the cosines of candidates by their vectors, -inf for those that are far from being among the k best.
+    def _best(self, query: Floats, guesses: Floats, places: Ids, k: int) -> tuple[Floats, Ids]:
+        """Return (1, k) cosines and ids of the best of some candidates, which come in the order of the guesses.
 
-        The first ones are compared in any case: they tell how wrong the guesses are.
+        Those that are far from being among the k best are not compared; how wrong the guesses are, the first ones tell,
+        which are compared in any case.
         """
-        similarity = np.full(len(candidates), -np.inf, np.float32)
-        first = np.flatnonzero(candidates[: max(_FEWEST_COMPARED, 2 * k)] >= 0)
-        similarity[first] = self.rows.compare(query, candidates[first])
-        error = np.std(similarity[first] - guesses[first])
-        worst = np.partition(similarity[first], -k)[-k]
-        rest = len(first) + np.flatnonzero(guesses[len(first) :] >= worst - _DOUBT * error)
-        similarity[rest] = self.rows.compare(query, candidates[rest])
-        return similarity
+        n_first = min(max(_FEWEST_COMPARED, 2 * k), int(np.count_nonzero(places >= 0)))
+        similarity = self.rows.compare(query, places[:n_first])
+        error = np.std(similarity - guesses[:n_first])
+        worst = np.partition(similarity, -k)[-k]
+        n = n_first + int(np.count_nonzero(guesses[n_first:] >= worst - _DOUBT * error))
+        similarity = np.concatenate([similarity, self.rows.compare(query, places[n_first:n])])
+        return best_of(similarity[None], self.rows.ids[places[None, :n]], k)
 
-    def _compare_all(self, queries: Floats, k: int, ids: Ids) -> tuple[Floats, Ids]:
-        similarity = np.array([self.rows.compare(query, ids) for query in queries])
-        return best_of(similarity, np.broadcast_to(ids, similarity.shape), k)
+    def _compare_all(self, queries: Floats, k: int, places: Ids) -> tuple[Floats, Ids]:
+        similarity = np.array([self.rows.compare(query, places) for query in queries])
+        return best_of(similarity, self._ids_at(np.broadcast_to(places, similarity.shape)), k)
+
+    def _ids_at(self, places: Ids) -> Ids:
+        """Return the ids of rows, -1 where there is none."""
+        return np.where(places < 0, -1, self.rows.ids[places])
+
+    @cached_property
+    def _places(self) -> Ids:
+        """Place of each of FAISS's numbers among the rows; the last one, which is -1's, is -1."""
+        places = np.full(self.numbers.max(initial=-1) + 2, -1, np.int64)
+        places[self.numbers] = np.arange(len(self.numbers))
+        return places
 
     @cached_property
     def _centroids(self) -> Floats:
@@ -219,11 +238,12 @@ class VectorIndex:
         return found
 
     def save(self, folder: Path) -> None:
-        """Write ``index.faiss``, which FAISS opens by itself, and ``rows.arrow``, which says where each vector lies."""
+        """Write ``index.faiss``, which FAISS opens by itself, and ``rows.arrow``: each vector's id, FAISS's number, place."""
         import faiss
 
         faiss.write_index(self.faiss_index, str(folder / INDEX_FILE))
-        write_rows(folder / ROWS_FILE, self.rows.places().append_column(_LIST, pa.array(self.lists, pa.int32())))
+        places = self.rows.places().append_column(_LIST, pa.array(self.lists, pa.int32()))
+        write_rows(folder / ROWS_FILE, places.append_column(_NUMBER, pa.array(self.numbers, pa.int32())))
 
     @classmethod
     def open(
@@ -249,14 +269,45 @@ class VectorIndex:
         except RuntimeError as error:
             raise SchemaError(_INDEX, "a FAISS index", str(folder / INDEX_FILE)) from error
         places = read_rows(folder / ROWS_FILE)
-        if (index.d, index.ntotal) != (parameters["dim"], places.num_rows) or _LIST not in places.schema.names:
+        if not {_LIST, _NUMBER} <= set(places.schema.names):
+            raise SchemaError(_INDEX, f"{_LIST} and {_NUMBER}", "an index of an earlier version; run `mm refresh`")
+        if (index.d, index.ntotal) != (parameters["dim"], places.num_rows):
             expected = f"{places.num_rows} vectors of dimension {parameters['dim']}"
             raise SchemaError(_INDEX, expected, f"{index.ntotal} of dimension {index.d}")
-        lists = single(places[_LIST]).to_numpy()
-        return cls(index, Rows.open(places, parts, index.d), lists, parameters)
+        lists, numbers = (single(places[name]).to_numpy() for name in (_LIST, _NUMBER))
+        return cls(index, Rows.open(places, parts, index.d), lists, numbers, parameters)
 
 
-def _nearest_lists(queries: Floats, within: Selection, n_lists: int, n_rows: float) -> tuple[Ids, Floats]:
+def bits_of(numbers: Numbers, n: int) -> npt.NDArray[np.uint8]:
+    """Return n bits, of which those with these numbers are set."""
+    is_set = np.zeros(n, bool)
+    is_set[numbers] = True
+    return np.packbits(is_set, bitorder="little")
+
+
+def selector_of(bits: npt.NDArray[np.uint8]) -> Any:
+    """Return FAISS's form of bits, which must live as long as it."""
+    import faiss
+
+    return faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+
+
+def _similarities(queries: Floats, centroids: Floats) -> Floats:
+    """Return (n, m) cosines of queries to centroids, which is half of what FAISS takes for one query.
+
+    One query at a time: for more of them BLAS's threads wait for each other longer than one takes.
+    """
+    return np.array([centroids @ query for query in queries])
+
+
+def _nearest_lists(queries: Floats, centroids: Floats, n_lists: int) -> tuple[Ids, Floats]:
+    """Return the (n, n_lists) lists that are nearest to each query, in any order, and their similarity."""
+    similarity = _similarities(queries, centroids)
+    lists = np.argpartition(-similarity, n_lists - 1, axis=1)[:, :n_lists].astype(np.int64)
+    return np.ascontiguousarray(lists), np.take_along_axis(similarity, lists, 1)
+
+
+def _nearest_selected_lists(queries: Floats, within: Selection, n_lists: int, n_rows: float) -> tuple[Ids, Floats]:
     """Choose the lists to visit: the nearest of those with selected vectors, until enough of them lie there.
 
     Parameters
@@ -268,8 +319,7 @@ def _nearest_lists(queries: Floats, within: Selection, n_lists: int, n_rows: flo
     -------
     lists, similarity : (n, m), -1 where a query needs fewer than the one that needs most
     """
-    # Not by BLAS, whose threads wait for each other longer than one of them takes for a query or two.
-    similarity = np.einsum("qd,ld->ql", queries, within.centroids)
+    similarity = _similarities(queries, within.centroids)
     order = np.argsort(-similarity, axis=1)
     n_seen = np.cumsum(within.n_in_lists[order], axis=1)
     wanted = np.maximum((n_seen < n_rows).sum(axis=1) + 1, n_lists).clip(max=len(within.lists))

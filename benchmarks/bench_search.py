@@ -147,16 +147,10 @@ def measure_filters(index: VectorIndex, vectors: Floats, groups: np.ndarray, que
         for kind, order in (("random", random.permutation(n)), ("whole groups", by_group)):
             rows = order[: int(n * share)]
             worst = true_worst(vectors[rows], queries)
-            prepare, within = cpu_s(lambda rows=rows: _prepared(index, ids[rows]))
+            prepare, within = cpu_s(lambda rows=rows: index.select(ids[rows]))
             cost, found = median_ms(lambda query, within=within: index.search(query, K, within)[1][0], queries)
             is_right = recall(to_rows(found), vectors, queries, worst)
             yield [f"{share:.1%} {kind}", f"{1_000 * prepare:.0f}", f"{cost:.2f}", f"{is_right:.3f}"]
-
-
-def _prepared(index: VectorIndex, ids: np.ndarray) -> Any:
-    within = index.select(ids)
-    within.selector  # noqa: B018  made at first use
-    return within
 
 
 def measure_changes(folder: Path, n: int) -> float:

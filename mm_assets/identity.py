@@ -107,7 +107,7 @@ def item_id(owner_id: str, ordinal: int) -> str:
 
 
 def vector_id(text_id: str) -> int:
-    """Signed 64-bit id for FAISS, from the item's own id and never from the order of adding."""
+    """Signed 64-bit id of a row of an index, from the item's own id and never from the order of adding."""
     return int.from_bytes(hashlib.sha256(text_id.encode()).digest()[:8], "big", signed=False) >> 1
 
 

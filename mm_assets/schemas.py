@@ -257,7 +257,11 @@ _TABLES = (
             *_SEGMENT,
             Column("space", pa.string(), "visual | face | text"),
             Column("item_id", pa.string(), "segment_id, face_id in the face space, piece_id in the text space"),
-            Column("vector_id", pa.int64(), "id inside the FAISS index"),
+            Column(
+                "vector_id",
+                pa.int64(),
+                "id of the row in the index; its `rows.arrow` gives the number by which FAISS holds it",
+            ),
             *_GENERATION,
         ),
         ("space", "item_id"),

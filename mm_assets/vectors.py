@@ -1,4 +1,4 @@
-"""Unit vectors: checked on the way in, round trip through Arrow, ids for FAISS, nearest neighbours.
+"""Unit vectors: checked on the way in, round trip through Arrow, ids for indexes, nearest neighbours.
 
 Put here: what indexing, clustering, anomalies and tagging all need of a matrix of unit vectors. Keep out: anything that
 knows what the vectors stand for, and any file.

@@ -20,7 +20,9 @@ from mm_assets.flows import discovery, refusing
 from mm_assets.flows.discovery import _daily_calls, discover
 from mm_assets.flows.planning import plan_batches
 from mm_assets.flows.workspace import Workspace
+from mm_assets.identity import ObjectVersion
 from mm_assets.lake import Lake
+from mm_assets.ledger import SeenObject
 from mm_assets.settings import SourceSettings
 
 PICTURES = tuple(f"picture{n}.png" for n in range(6))
@@ -259,6 +261,49 @@ def test_pages_before_a_failure_are_kept(make_workspace: Callable[..., Any], mon
     store.before = lambda *_: None
     found = discover(workspace, "source")
     assert (found.n_listed, found.is_complete) == (len(PICTURES) - 2, True)
+
+
+def test_pages_that_waited_long_are_asked_for_again(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a call is slow, what came before it does not overwrite what an event told meanwhile."""
+    monkeypatch.setattr("mm_assets.flows.discovery._PAGE", 1)
+    monkeypatch.setattr("mm_assets.flows.discovery._STALE_AFTER_S", 0.5)
+    workspace = make_workspace().open()
+    store = scripted(workspace, keys=PICTURES)
+
+    def replace_meanwhile(_operation: str, after: str) -> None:
+        if after == PICTURES[2] and store.etags[PICTURES[0]] == "1":
+            store.etags |= {PICTURES[0]: "2"}
+            seen = SeenObject(ObjectVersion("source", PICTURES[0], "2"), 1, 0.0)
+            workspace.ledger.objects.record_hinted("source", [seen], (), shard_objects=10)
+            time.sleep(0.6)
+
+    store.before = replace_meanwhile
+
+    assert discover(workspace, "source").is_complete
+    assert live(workspace) == store.etags
+    assert store.n_asked("list") == 2 * len(PICTURES)
+    assert workspace.ledger.objects.scan("source").n_calls == store.n_asked("list")
+
+
+def test_calls_are_counted_where_their_pages_cannot_be_stored(
+    make_workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are billed all the same."""
+    workspace = make_workspace().open()
+    scripted(workspace, keys=PICTURES)
+
+    def fail(*_: object) -> None:
+        msg = "the lake is down"
+        raise TransientError(msg)
+
+    monkeypatch.setattr("mm_assets.flows.discovery.refuse", fail)
+
+    with pytest.raises(TransientError):
+        discover(workspace, "source")
+
+    assert workspace.ledger.objects.scan("source").n_calls == 1
 
 
 def test_the_days_calls_are_counted_and_then_used_up(

@@ -3,13 +3,14 @@
 Put here: the wrapping listing, its daily budget and its brake. Keep out: reading objects; events, which are ``hints``'.
 
 A full listing in pages is the truth: a cursor on modification times would lose late multipart uploads and ties. The
-cursor and the rows of some pages are one transaction, so a kill anywhere repeats at most what a second brought. One
-process at a time lists a source; one that was overtaken finds the cursor moved, writes nothing and stops.
+cursor and the rows of some pages are one transaction, so a kill anywhere repeats at most those. One process at a time
+lists a source; one that was overtaken finds the cursor moved, writes nothing and stops.
 """
 
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -23,15 +24,17 @@ from mm_assets.flows.looking import look, pause
 from mm_assets.flows.refusing import refuse, withdraw
 from mm_assets.flows.selecting import Selection
 from mm_assets.flows.workspace import Workspace
-from mm_assets.ledger import KnownObject, LostCursorError, PageDelta, Scan
+from mm_assets.ledger import KnownObject, LostCursorError, PageDelta, Scan, SeenObject
 from mm_assets.ledger.versions import chunks
 from mm_assets.settings import SourceSettings
 
 _PAGE = 1_000
 # Ids are random: each transaction touches most of their index, so twenty pages share one; the ledger's part of a listing
-# takes a quarter less (2026-11). What waits is older than what an event tells meanwhile: no longer than a slow page takes.
+# takes a quarter less (2026-11). What waits is older than what an event tells meanwhile, so it must not wait long: where
+# an answer was slow, what came before it is asked for again, page by page.
 _PAGES_AT_ONCE = 20
 _STORED_EVERY_S = 1.0
+_STALE_AFTER_S = 2.0
 _LOOK_AT_ONCE = 512
 _GRACE_S = 5.0  # a page that was asked for in time may come a little late
 # Below this many missing objects the share alone says nothing: one of four deleted is not an accident.
@@ -152,6 +155,7 @@ class _Lister:
         self._workspace, self._alias, self._ends_at, self._on_page = workspace, alias, ends_at, on_page
         self._selection = Selection.of(workspace, alias)
         self._budget = _daily_calls(workspace.settings.source(alias))
+        self._pages_at_once = _PAGES_AT_ONCE
 
     def stop(self, why: str, until: float | None = None) -> None:
         """Note why this call ends early."""
@@ -190,41 +194,57 @@ class _Lister:
     def _list_some(self, scan: Scan) -> str | None:
         """Store what the next calls bring, also where one of them fails; returns where to go on."""
         pages: list[Page] = []
+        began_at = time.monotonic()
         try:
-            pages.extend(self._ask(scan))
+            pages.extend(self._ask(scan, began_at))
         except MmAssetsError:
-            self._store(scan, pages, n_calls=len(pages) + 1)  # billed all the same
+            with suppress(MmAssetsError):  # or it would hide why the call failed
+                self._store(scan, pages, began_at, n_calls=len(pages) + 1)  # billed all the same
             raise
-        return self._store(scan, pages, n_calls=len(pages))
+        return self._store(scan, pages, began_at, n_calls=len(pages))
 
-    def _ask(self, scan: Scan) -> Iterator[Page]:
+    def _ask(self, scan: Scan, began_at: float) -> Iterator[Page]:
         """Yield as many pages as one transaction takes, the day allows, and there is time for."""
-        store, after, began_at = self._workspace.sources[self._alias], scan.after, time.monotonic()
-        n_allowed = _PAGES_AT_ONCE if self._budget is None else min(_PAGES_AT_ONCE, self._budget - scan.n_calls)
-        for _ in range(n_allowed):
+        store, after = self._workspace.sources[self._alias], scan.after
+        n_left = self._pages_at_once if self._budget is None else self._budget - scan.n_calls
+        for _ in range(min(self._pages_at_once, n_left)):
             page = answer(partial(store.list_page, after=after, limit=_PAGE), ends_at=self._ends_at + _GRACE_S)
             yield page
             if page.next_after is None or self._is_late() or time.monotonic() - began_at >= _STORED_EVERY_S:
                 return
             after = self._selection.beyond_own(page.next_after)
 
-    def _store(self, scan: Scan, pages: Sequence[Page], *, n_calls: int) -> str | None:
+    def _store(self, scan: Scan, pages: Sequence[Page], began_at: float, *, n_calls: int) -> str | None:
         """Make what was listed known, with the cursor; returns where it stands, None at the end of the pass."""
         objects = self._workspace.ledger.objects
-        if not pages:
+        is_stale = len(pages) > 1 and time.monotonic() - began_at >= _STALE_AFTER_S
+        if is_stale:
+            self._pages_at_once = 1
+        if is_stale or not pages:
             objects.count_calls(self._alias, n_calls)
             return scan.after
-        picked = self._selection.pick(item for page in pages for item in page.objects)
-        unreadable = [(name, "no readable key: rename the object") for page in pages for name in page.skipped]
-        refused = [*picked.refused, *unreadable]
-        refuse(self._workspace, self._alias, refused, scan.pass_number)
+        try:
+            return self._record(scan, pages, n_calls)
+        except MmAssetsError:
+            objects.count_calls(self._alias, n_calls)
+            raise
+
+    def _record(self, scan: Scan, pages: Sequence[Page], n_calls: int) -> str | None:
+        seen: list[SeenObject] = []
+        n_refused = 0
+        for page in pages:
+            picked = self._selection.pick(page.objects)
+            refused = [*picked.refused, *((name, "no readable key: rename the object") for name in page.skipped)]
+            refuse(self._workspace, self._alias, refused, scan.pass_number)
+            seen += picked.seen
+            n_refused += len(refused)
         last = pages[-1].next_after
         after = None if last is None else self._selection.beyond_own(last)
         shard_objects = self._workspace.settings.refresh.shard_objects
-        delta = objects.record_page(
-            self._alias, picked.seen, at=scan, after=after, shard_objects=shard_objects, n_calls=n_calls
+        delta = self._workspace.ledger.objects.record_page(
+            self._alias, seen, at=scan, after=after, shard_objects=shard_objects, n_calls=n_calls
         )
-        self._add(delta, n_listed=sum(len(page.objects) for page in pages), n_refused=len(refused))
+        self._add(delta, n_listed=sum(len(page.objects) for page in pages), n_refused=n_refused)
         self._meter(scan, delta.n_new + delta.n_changed + delta.n_revived)
         self._on_page(self.found.n_listed)
         return after

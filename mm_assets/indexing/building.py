@@ -31,8 +31,9 @@ _REBUILD_SHARE = 0.25  # added and removed since the lists were made; older list
 def build_index(rows: Rows, *, exact_rows: int, min_recall: float) -> VectorIndex:
     """Build an index and measure its recall; the same vectors give the same index, whatever their parts.
 
-    Up to ``exact_rows`` every vector is compared. Above, an inverted file of 2·√n lists holds one bit per dimension, and the best candidates are compared by their vectors; lists
-    visited and candidates compared are raised until ``min_recall`` is reached.
+    Up to ``exact_rows`` every vector is compared. Above, an inverted file of 2·√n lists holds one bit per dimension,
+    and the best candidates are compared by their vectors; lists visited and candidates compared are raised until
+    ``min_recall`` is reached.
 
     Parameters
     ----------

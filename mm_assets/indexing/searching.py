@@ -49,20 +49,17 @@ class Selection:
     ----------
     places : ascending, of ``VectorIndex.rows``
     bits : (⌈numbers / 8⌉,) uint8, FAISS's number n is bit n mod 8 of byte n div 8
+    selector : FAISS's form of the bits; it keeps only a pointer to them
     lists : lists of the inverted file that hold any of them, ascending
     n_in_lists : how many of them each of these lists holds
     """
 
     places: Ids
     bits: npt.NDArray[np.uint8] = field(repr=False)
+    selector: Any = field(repr=False)
     lists: Ids
     n_in_lists: Ids
     centroids: Floats = field(repr=False)
-
-    @cached_property
-    def selector(self) -> Any:
-        """FAISS's form of the bits; it keeps only a pointer to it, so it must live as long as the search."""
-        return selector_of(self.bits)
 
 
 class VectorIndex:
@@ -118,7 +115,7 @@ class VectorIndex:
         places = rows_of(self.rows.known(np.asarray(ids, np.int64)), self.rows.ids)
         lists, counts = np.unique(self.lists[places], return_counts=True)
         bits = bits_of(self.numbers[places], len(self._places))
-        return Selection(places, bits, lists.astype(np.int64), counts, self._centroids[lists])
+        return Selection(places, bits, selector_of(bits), lists.astype(np.int64), counts, self._centroids[lists])
 
     def search(self, queries: Floats, k: int, within: Selection | None = None) -> tuple[Floats, Ids]:
         """Return each query's k most similar vectors, of those selected.
@@ -270,7 +267,7 @@ class VectorIndex:
             raise SchemaError(_INDEX, "a FAISS index", str(folder / INDEX_FILE)) from error
         places = read_rows(folder / ROWS_FILE)
         if not {_LIST, _NUMBER} <= set(places.schema.names):
-            raise SchemaError(_INDEX, f"{_LIST} and {_NUMBER}", "an index of an earlier version; run `mm refresh`")
+            raise SchemaError(_INDEX, f"{_LIST} and {_NUMBER}", "an index of an earlier version; run `mm ingest`")
         if (index.d, index.ntotal) != (parameters["dim"], places.num_rows):
             expected = f"{places.num_rows} vectors of dimension {parameters['dim']}"
             raise SchemaError(_INDEX, expected, f"{index.ntotal} of dimension {index.d}")

@@ -73,15 +73,15 @@ class ObjectBook(ScanBook):
         shard_objects: int,
         n_calls: int = 1,
     ) -> PageDelta:
-        """Store one page of a listing and move the cursor, in one transaction.
+        """Store pages of a listing that follow each other, and move the cursor, in one transaction.
 
         Parameters
         ----------
-        seen : the selected objects of the page
-        at : where the listing was when the page was asked for
+        seen : the selected objects of the pages
+        at : where the listing was when the first page was asked for
         after : where the next page starts; None leaves the cursor for ``finish_pass`` to wrap
         shard_objects : object versions in one shard
-        n_calls : listing calls that the page took
+        n_calls : listing calls that they took
 
         Raises
         ------

@@ -63,16 +63,20 @@ def process_batch(workspace: Workspace, batch_id: str, run_id: str = "") -> Iter
     work, recipes = workspace.ledger.work, dict(workspace.recipes)
     for worn_out in work.worn_out(batch_id, owner, recipes, runs.max_claims):
         ends.record_crash_loop(workspace, worn_out)
-    claims = work.claim_batch(
-        batch_id,
-        owner,
-        recipes=recipes,
-        lease_s=runs.lease_s,
-        max_claims=runs.max_claims,
-        reads=workspace.reads(),
-    )
-    work.release_batches([batch_id])  # planned under another recipe than this code makes: planned anew
-    yield from process(workspace, claims, owner, batch_id, adopt=True)
+    try:
+        claims = work.claim_batch(
+            batch_id,
+            owner,
+            recipes=recipes,
+            lease_s=runs.lease_s,
+            max_claims=runs.max_claims,
+            reads=workspace.reads(),
+        )
+        work.release_batches([batch_id])  # planned under another recipe than this code makes: planned anew
+        yield from process(workspace, claims, owner, batch_id, adopt=True)
+    except BaseException:
+        work.release(owner)  # Ctrl-C may come between the claim and those who would give it back
+        raise
 
 
 def process(

@@ -17,6 +17,7 @@ from mm_assets.flows.leases import Lease
 from mm_assets.flows.processing import new_owner, process_batch
 from mm_assets.flows.processing import process as process_claims
 from mm_assets.flows.workspace import Workspace
+from mm_assets.ledger import WorkBook
 from mm_assets.media.guard import MediaWorker
 
 Make = Callable[..., Place]
@@ -41,7 +42,7 @@ def _states(workspace: Workspace, object_id: str) -> set[tuple[str, str | None]]
 def _work_until_killed(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     """Run all batches; each dies where this is called, and its leases are over."""
     with monkeypatch.context() as patch:
-        patch.setattr(Lease, "give_back", lambda _: None)
+        patch.setattr(WorkBook, "release", lambda *_: 0)
         patch.setattr(owner, name, _die)
         for batch in plan(workspace):
             with pytest.raises(_KilledError):

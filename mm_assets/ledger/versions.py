@@ -103,7 +103,7 @@ def upsert(
     if not by_id:
         return PageDelta()
     leave(connection, [row.object_id for row in replaced.values()], "superseded")
-    known = _known(connection, list(by_id))
+    known = _known(connection, by_id)
     n_revived = _revive(connection, known, pass_number)
     new = {object_id: item for object_id, item in by_id.items() if object_id not in known}
     _insert(connection, new, replaced, pass_number, shard_objects)
@@ -120,8 +120,8 @@ def _touch(connection: Connection, alias: str, keys: Collection[str], pass_numbe
     return list(connection.execute(live.returning(*columns)))
 
 
-def _known(connection: Connection, object_ids: Sequence[str]) -> set[str]:
-    return set(connection.scalars(select(OBJECTS.c.object_id).where(among(OBJECTS.c.object_id, object_ids))))
+def _known(connection: Connection, object_ids: Iterable[str]) -> set[str]:
+    return set(connection.scalars(select(OBJECTS.c.object_id).where(among(OBJECTS.c.object_id, sorted(object_ids)))))
 
 
 def _revive(connection: Connection, object_ids: Collection[str], pass_number: int) -> int:

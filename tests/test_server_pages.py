@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
@@ -19,10 +20,12 @@ from PIL import Image
 from places import Place
 from server_driver import API_KEY, Answer, Client, serving
 
+from mm_assets.errors import ServiceError
 from mm_assets.extractors.packs import Pack
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.workspace import Workspace
 from mm_assets.ledger import KnownObject
+from mm_assets.retrieval.answers import Pictures
 from mm_assets.server import pages, searching
 from mm_assets.server.describing import Facets
 from mm_assets.server.media import parse_range
@@ -145,6 +148,43 @@ def test_answers_are_pictures_with_place_and_ways_on(client: Client) -> None:
     [again] = [str(a["href"]) for a in page.all("a") if str(a.get("href")).startswith("/?like=")][:1]
     assert names(page_of(client.ask("GET", again)))
     assert page.all("input", name="text", value="anything")
+
+
+def test_pictures_come_with_the_page(client: Client) -> None:
+    """Nothing more is to be fetched for the answers; sound has a sign instead."""
+    page = ask(client, text="anything")
+    pictures = [str(attrs["src"]) for attrs in page.all("img")]
+    assert len(pictures) >= 4
+    for source in pictures:
+        form, _, data = source.partition(",")
+        assert form == "data:image/jpeg;base64"
+        assert max(Image.open(io.BytesIO(b64decode(data, validate=True))).size) <= 320
+
+
+@pytest.mark.parametrize("hangs", [True, False], ids=["hangs", "fails"])
+def test_a_picture_that_does_not_come_in_time_is_left_to_the_browser(
+    client: Client, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    """The page does not wait for it, and has the others."""
+    draw, refused, may_go = Pictures.thumbnail, list[str](), threading.Event()
+
+    def draw_others(self: Pictures, object_id: str, segment_id: str) -> bytes | None:
+        if segment_id in refused[:1] or not refused:
+            refused.append(segment_id)
+            if not may_go.wait(20 if hangs else 0):
+                msg = "the lake does not answer"
+                raise ServiceError(msg)
+        return draw(self, object_id, segment_id)
+
+    monkeypatch.setattr(Pictures, "thumbnail", draw_others)
+    started = time.monotonic()
+    page = ask(client, text="anything")
+    took_s = time.monotonic() - started
+    may_go.set()
+    sources = [str(attrs["src"]) for attrs in page.all("img")]
+    assert took_s < 10
+    assert [source for source in sources if not source.startswith("data:")] == [f"/segments/{refused[0]}/thumbnail"]
+    assert len(sources) >= 4
 
 
 def test_facets_narrow(client: Client) -> None:
@@ -447,6 +487,22 @@ def test_a_key_is_asked_for_and_kept_in_a_cookie(place: Place, workspace: Worksp
         assert "Max-Age=0" in client.ask("POST", "/logout", headers=held).headers["set-cookie"]
 
 
+def test_who_may_only_search_gets_no_pictures(workspace: Workspace) -> None:
+    """They are what `read` gives, inside a page as by themselves."""
+    keys = workspace.ledger.keys
+    secrets = {True: keys.add("reader", ["search", "read"]), False: keys.add("searcher", ["search"])}
+    try:
+        with serving(workspace) as client:
+            for may_read, secret in secrets.items():
+                headers = {"Authorization": f"Bearer {secret}"}
+                page = page_of(client.ask("GET", "/?text=anything", headers=headers))
+                pictures = [str(attrs["src"]) for attrs in page.all("img")]
+                assert pictures
+                assert {source.startswith("data:") for source in pictures} == {may_read}
+    finally:
+        _forget_keys(workspace)
+
+
 def test_a_scoped_key_sees_its_sources_only(place: Place, workspace: Workspace) -> None:
     """Facets, answers, objects and bytes of other sources are not there."""
     secret = workspace.ledger.keys.add("visitor", rights=("search", "read"), sources=("other",))
@@ -466,6 +522,10 @@ def test_a_scoped_key_sees_its_sources_only(place: Place, workspace: Workspace) 
             own = object_id(workspace, "picture2.png")
             assert names(page_of(client.ask("GET", f"/?like={own}-i000000", headers=headers))) == {"picture2.png"}
     finally:
-        workspace.ledger.keys.revoke("visitor")
-        with workspace.ledger.keys._engine.begin() as connection:
-            connection.exec_driver_sql("DELETE FROM api_keys")
+        _forget_keys(workspace)
+
+
+def _forget_keys(workspace: Workspace) -> None:
+    """Leave the place as if there never had been a key."""
+    with workspace.ledger.keys._engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM api_keys")

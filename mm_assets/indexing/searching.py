@@ -290,11 +290,13 @@ def selector_of(bits: npt.NDArray[np.uint8]) -> Any:
 
 
 def _similarities(queries: Floats, centroids: Floats) -> Floats:
-    """Return (n, m) cosines of queries to centroids, in a third of the time that FAISS takes for one query (November 2026).
+    """Return (n, m) cosines of queries to centroids, for one query in less time than FAISS takes (November 2026).
 
-    One query at a time: for more of them BLAS's threads wait for each other longer than one takes.
+    Row by row, not as a product of matrices: BLAS would wake its threads for it, which then wait in a loop for the next
+    one, and so take a core beside each search.
     """
-    return np.array([centroids @ query for query in queries])
+    found: Floats = np.vecdot(centroids, queries[:, None])
+    return found
 
 
 def _nearest_lists(queries: Floats, centroids: Floats, n_lists: int) -> tuple[Ids, Floats]:

@@ -66,14 +66,20 @@ def build_objects(workspace: Workspace, guard: Guard) -> APIRouter:
 
 def _draw(workspace: Workspace, segment_id: str, caller: Caller, known_tags: str) -> Response:
     known = find_object(workspace, segment_id.partition("-")[0], caller)
-    recipe = workspace.ledger.catalog.published().get("segments") or workspace.recipes["segments"]
-    headers = {"ETag": f'"{segment_id}.{recipe}"', **_HEADERS}
+    pictures = published_pictures(workspace)
+    headers = {"ETag": f'"{segment_id}.{pictures.recipe}"', **_HEADERS}
     if headers["ETag"] in known_tags:
         return Response(status_code=304, headers=headers)
-    picture = Pictures(workspace.lake, recipe).thumbnail(known.object_id, segment_id)
+    picture = pictures.thumbnail(known.object_id, segment_id)
     if picture is None:
         raise HTTPException(404, "this segment has no picture")
     return Response(picture, media_type="image/jpeg", headers=headers)
+
+
+def published_pictures(workspace: Workspace) -> Pictures:
+    """Return the pictures of what is published; before anything is, of what was made so far."""
+    recipe = workspace.ledger.catalog.published().get("segments") or workspace.recipes["segments"]
+    return Pictures(workspace.lake, recipe)
 
 
 def find_object(workspace: Workspace, object_id: str, caller: Caller) -> KnownObject:

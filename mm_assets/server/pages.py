@@ -6,8 +6,9 @@ Everything works without a script; what a script adds (dropping a picture, jumpi
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +20,12 @@ from fastapi.responses import RedirectResponse, Response
 
 from mm_assets.errors import ConfigError
 from mm_assets.flows.workspace import Workspace
+from mm_assets.identity import has_picture
 from mm_assets.server.access import COOKIE, Admit, Caller, Guard
 from mm_assets.server.asking import MAX_FORM_BYTES, Asked, read_form, read_pictures
 from mm_assets.server.describing import Facets, describe, is_playable
 from mm_assets.server.media import stream
-from mm_assets.server.objects import find_object
+from mm_assets.server.objects import find_object, published_pictures
 from mm_assets.server.reading import open_form, promised_bytes
 from mm_assets.server.rendering import render
 from mm_assets.server.searching import READ_WITHIN_S, Desk, check_like
@@ -31,6 +33,7 @@ from mm_assets.server.searching import READ_WITHIN_S, Desk, check_like
 _FOLDER = Path(__file__).parent / "static"
 _FILES = {"page.css": "text/css", "page.js": "text/javascript"}
 _KEPT = {"X-Content-Type-Options": "nosniff", "Cache-Control": "max-age=3600"}
+_DRAWERS, _DRAWN_WITHIN_S = 8, 0.5
 _READERS = 16  # threads of their own for the lake, and for the sources: one that hangs holds up no event and no probe
 _MAX_KEY_BYTES = 4_096  # of the form of a key
 _KEY_WITHIN_S = 10.0
@@ -87,12 +90,14 @@ class _Answers:
     Attributes
     ----------
     readers : threads that wait for the lake
+    drawers : threads that read pictures
     """
 
     workspace: Workspace
     desk: Desk
     facets: Facets
     readers: CapacityLimiter
+    drawers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_DRAWERS, "drawers"))
 
     async def page(self, request: Request, asked: Asked, caller: Caller) -> Response:
         """Return the form, and below it the answers or what is wrong with the question."""
@@ -104,12 +109,26 @@ class _Answers:
                 found = await self.desk.ask(asked.to_question(caller.sources))
                 shown |= {"moments": found.rows.to_pylist(), "notes": found.notes}
                 shown["took_ms"] = round((time.monotonic() - started) * 1_000)
+                if "read" in caller.rights:
+                    await run_sync(self._draw, shown["moments"], limiter=self.readers)
         except ConfigError as error:
             shown["error"], status = str(error), 400
         except HTTPException as error:
             shown["error"], status = str(error.detail), error.status_code
         shown["facets"] = await run_sync(self.facets.read, caller, limiter=self.readers)
         return render(request, "search.html", shown, status)
+
+    def _draw(self, moments: Sequence[dict[str, Any]]) -> None:
+        """Put the pictures into the page: asked for one by one, each would cost three times as much.
+
+        What the lake does not give in time is left to the browser.
+        """
+        pictures, seen = published_pictures(self.workspace), [m for m in moments if has_picture(m["segment_id"])]
+        reads = [self.drawers.submit(pictures.thumbnail, m["object_id"], m["segment_id"]) for m in seen]
+        wait(reads, _DRAWN_WITHIN_S)
+        for moment, read in zip(seen, reads, strict=True):
+            if not read.cancel() and read.done() and read.exception() is None:
+                moment["thumbnail_jpeg"] = read.result()
 
 
 def _view(workspace: Workspace, request: Request, object_id: str, caller: Caller) -> Response:

@@ -3,6 +3,7 @@
 Put here: the templates' environment, headers of every page, and how times, places and marks are written. Keep out: routes.
 """
 
+from base64 import b64encode
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -46,6 +47,7 @@ def _environment() -> Any:
     )
     environment.filters |= {
         "marked": marked,
+        "base64": lambda data: b64encode(data).decode(),
         "place": place,
         "has_picture": has_picture,
         "clock": clock,

@@ -259,6 +259,21 @@ def stand_in(words: Sequence[str], terms: Sequence[Term]) -> bool:
     return all(any(True for _ in _starts_of(term, words)) for term in terms)
 
 
+def places_of(terms: Sequence[Term], pieces: Sequence[str]) -> list[set[tuple[int, int]]]:
+    """Return for each piece of a text which words of which terms stand in it, both as numbers; of a phrase all or none.
+
+    A phrase may go over several pieces.
+    """
+    owners = [(word, place) for place, piece in enumerate(pieces) for word in words_of(piece)]
+    words = [word for word, _ in owners]
+    found: list[set[tuple[int, int]]] = [set() for _ in pieces]
+    for number, term in enumerate(terms):
+        for start in _starts_of(term, words):
+            for word in range(len(term.words)):
+                found[owners[start + word][1]].add((number, word))
+    return found
+
+
 def _starts_of(term: Term, words: Sequence[str]) -> Iterator[int]:
     """Yield the places in a text where a term begins."""
     n = len(term.words)
@@ -270,7 +285,8 @@ def _starts_of(term: Term, words: Sequence[str]) -> Iterator[int]:
 
 def mark_words(text: str, terms: Sequence[Term]) -> str:
     """Return the part of a text with most of the words asked for, each marked ``**so**``; its start without any."""
-    found = _asked_in(list(re.finditer(r"\w+", text)), terms)
+    runs = list(re.finditer(r"\w+", text))
+    found = [run for run, asked in zip(runs, places_of(terms, [run[0] for run in runs]), strict=True) if asked]
     start = _densest(found)
     start = 0 if start < _SNIPPET_CHARS // 4 else start - _SNIPPET_CHARS // 4
     end = min(len(text), start + _SNIPPET_CHARS)
@@ -281,17 +297,6 @@ def mark_words(text: str, terms: Sequence[Term]) -> str:
             at = match.end()
     inside = " ".join("".join([*marked, text[at:end]]).split())
     return f"{'…' if start else ''}{inside}{'…' if end < len(text) else ''}"
-
-
-def _asked_in(runs: Sequence["re.Match[str]"], terms: Sequence[Term]) -> list["re.Match[str]"]:
-    """Return the runs of letters that a term asks for, of a phrase only where all of it stands."""
-    owners = [(word, run) for run in runs for word in words_of(run[0])]
-    words = [word for word, _ in owners]
-    asked: set[int] = set()
-    for term in terms:
-        for start in _starts_of(term, words):
-            asked.update(run.start() for _, run in owners[start : start + len(term.words)])
-    return [run for run in runs if run.start() in asked]
 
 
 def _stands_at(words: Sequence[str], term: Term) -> bool:

@@ -267,6 +267,14 @@ def test_search_answers_with_moments(filled: Place) -> None:
     assert "not a condition" in mm("search", "anything", "--where", "nonsense", "-c", config, code=2).stderr
 
 
+@pytest.mark.parametrize("option", ["--where", "--said", "--spaces", "--image"])
+def test_an_option_given_twice_is_no_surprise(filled: Place, media: Path, option: str) -> None:
+    """The first one would be lost without a word."""
+    value = str(media / "picture0.png") if option == "--image" else "words"
+    told = mm("search", "x", option, value, option, value, "-c", str(filled.config_file), code=2).stderr
+    assert f"'{option}': it is given 2 times" in told
+
+
 def test_search_needs_a_question(filled: Place) -> None:
     """A condition alone asks nothing; the message names what can be asked."""
     assert "nothing is asked" in mm("search", "--where", "start_s > 1", "-c", str(filled.config_file), code=2).stderr

@@ -74,9 +74,14 @@ def retriever(place: Place) -> Retriever:
         ({"text": "x" * 10_000}, "10000 characters, 2000 at most"),
         ({"said": "..."}, "no word in"),
         ({"text": "x", "spaces": ("smell",)}, "unknown signal 'smell'; there are visual, face, text, words, names"),
+        ({"text": "x", "spaces": "names"}, "text is asked, .* leave no signal .*: visual, text, words"),
+        ({"said": "x", "spaces": "visual, face"}, "said is asked, and spaces"),
+        ({"seen": "x", "weights": {"names": 0.0}}, "seen is asked, and spaces and weights"),
+        ({"text": "x", "spaces": "visual smell"}, "unknown signal 'smell'"),
+        ({"said": ["x"]}, "said is a text, not list"),
         ({"seen": " , "}, "nothing is asked"),
         ({"seen": ",".join("abcdefghijklmnopq")}, "17 names, 16 at most"),
-        ({"text": "x", "weights": {"words": -1.0}}, "no weight below 0"),
+        ({"text": "x", "weights": {"words": -1.0}}, "no weight may be below 0"),
         ({"text": "x", "k": 0}, "k must be at least 1"),
         ({"text": "x", "diversify": 2.0}, "diversify between 0 and 1"),
         ({"text": "x", "group_by": "day"}, "grouped by 'object'"),
@@ -113,6 +118,7 @@ def test_a_picture_may_come_as_bytes(retriever: Retriever, media: Path) -> None:
     """It is the same question, and no message names what only Python knows of it."""
     file = media / "picture0.png"
     assert retriever.search(image=file).equals(retriever.search(image=file.read_bytes()))
+    assert retriever.search(image=file).equals(retriever.search(image=str(file)))
     with pytest.raises(ConfigError, match=r"^the picture cannot be read as a picture; give a JPEG"):
         retriever.search(image=b"<svg/>")
 

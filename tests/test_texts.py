@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm_assets.errors import ConfigError, SchemaError
-from mm_assets.texts import Text, TextIndex, extend_texts, mark_words, parse_question, update_texts, words_of
+from mm_assets.texts import Text, TextIndex, extend_texts, mark_words, parse_question, places_of, update_texts, words_of
 
 TEXTS = [
     Text(1, 0, "said", "The red car stops here."),
@@ -153,6 +153,24 @@ def test_a_damaged_file_is_an_error(tmp_path: Path, share: float) -> None:
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
     with pytest.raises(SchemaError, match="tantivy"):
         TextIndex.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("squar*", [4]),
+        ('"red cir*"', [1, 2]),
+        ('"red circle" squ*', [1, 2, 4]),
+        ("red", [1, 3]),
+        ('"red square"', [3, 4]),
+        ('"red triangle"', []),
+    ],
+)
+def test_a_word_stands_where_it_begins_and_a_phrase_where_all_of_it_does(question: str, expected: list[int]) -> None:
+    """Also over several pieces, and where a piece holds more than one word."""
+    pieces = ["A", "Red", "circle;", "a réd", "square."]
+    found = places_of(parse_question(question), pieces)
+    assert [place for place, words in enumerate(found) if words] == expected
 
 
 def test_mark_words_shows_the_part_with_most_of_them() -> None:

@@ -7,6 +7,7 @@ settings file and runs the same code as ``mm ingest`` and ``mm search``.
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -191,6 +192,14 @@ def _look(settings: "Settings") -> Path:
     return local_copy(lake, "tables/", cache)
 
 
+def _program() -> str:
+    """Return what a person types for ``mm`` here."""
+    found = Path(sys.executable).with_name("mm")
+    if shutil.which("mm") or not found.is_file():
+        return "mm"
+    return str(found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found)
+
+
 def _say_next(config: Path, folder: Path, *, is_kept: bool) -> None:
     click.echo(f"\nParquet: {printable(folder)}")
     if not is_kept:
@@ -198,12 +207,13 @@ def _say_next(config: Path, folder: Path, *, is_kept: bool) -> None:
         click.echo("What this showed works on any S3-compatible bucket: mm init --source s3://… --lake s3://…")
         return
     click.echo("Try next:")
+    mm = _program()
     for command in (
-        f'mm search -c {config} "a purple heart"',
-        f"mm evaluate -c {config} {_find_media().parent / 'golden.yaml'}    (is what is asked for found?)",
-        f'mm sql -c {config} "FROM transcripts LIMIT 10"',
-        f"mm show -c {config} films/2026/spring/garden.mp4",
+        f'{mm} search -c {config} "a purple heart"',
+        f"{mm} evaluate -c {config} {_find_media().parent / 'golden.yaml'}    (is what is asked for found?)",
+        f'{mm} sql -c {config} "FROM transcripts LIMIT 10"',
+        f"{mm} show -c {config} films/2026/spring/garden.mp4",
         f"MM_ASSETS_CONFIG={config} make dev    (Dagster's UI)",
-        f"mm ingest -c {config}    (nothing is done twice)",
+        f"{mm} ingest -c {config}    (nothing is done twice)",
     ):
         click.echo(f"  {command}")

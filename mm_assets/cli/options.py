@@ -5,11 +5,12 @@ Put here: click decorators. Keep out: what one command alone takes.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
 AnyCommand = TypeVar("AnyCommand", bound=click.Command)
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
 def examples(*lines: str) -> Callable[[AnyCommand], AnyCommand]:
@@ -33,6 +34,19 @@ def not_blank(_ctx: click.Context, param: click.Parameter, text: str | None) -> 
     return text or ""
 
 
+def once(*names: str, **settings: Any) -> Callable[[AnyFunction], AnyFunction]:
+    """Take an option one time at most; of several click would use the last and say nothing. A text not given is empty."""
+    return click.option(*names, multiple=True, callback=_only, **settings)
+
+
+def _only(context: click.Context, param: click.Parameter, given: tuple[Any, ...]) -> Any:
+    if len(given) > 1:
+        msg = f"it is given {len(given)} times; give it once"
+        raise click.BadParameter(msg, param=param)
+    value = given[0] if given else None
+    return not_blank(context, param, value) if param.type is click.STRING else value
+
+
 config_option = click.option(
     "-c",
     "--config",
@@ -41,6 +55,4 @@ config_option = click.option(
     help="Settings file. Default: $MM_ASSETS_CONFIG, then ./mm_assets.yaml.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-where_option = click.option(
-    "--where", metavar="SQL", callback=not_blank, help="Condition on `moments` (see `mm sql 'DESCRIBE moments'`)."
-)
+where_option = once("--where", metavar="SQL", help="Condition on `moments` (see `mm sql 'DESCRIBE moments'`).")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mm_assets.cli.options import config_option, examples, json_option, not_blank, where_option
+from mm_assets.cli.options import config_option, examples, json_option, not_blank, once, where_option
 from mm_assets.cli.output import place, print_json, print_table
 
 if TYPE_CHECKING:
@@ -26,33 +26,31 @@ _PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.command()
 @click.argument("text", required=False, callback=not_blank)
-@click.option("--image", type=_PICTURE, help="What looks like a picture.")
-@click.option("--face", type=_PICTURE, help="Who is on a picture: its largest face.")
-@click.option("--like", metavar="SEGMENT", callback=not_blank, help="What looks like a segment, by its id.")
-@click.option(
+@once("--image", type=_PICTURE, help="What looks like a picture.")
+@once("--face", type=_PICTURE, help="Who is on a picture: its largest face.")
+@once("--like", metavar="SEGMENT", help="What looks like a segment, by its id.")
+@once(
     "--said",
     metavar="WORDS",
-    callback=not_blank,
-    help='Words that are spoken; "a phrase" and begin* are understood.',
+    help='Any of these words are spoken, the more the better; "a phrase" must be; begin* may go on.',
 )
-@click.option("--shown", metavar="WORDS", callback=not_blank, help="Words on screen or page, in the same way.")
-@click.option("--seen", metavar="NAMES", callback=not_blank, help="Detected classes or tags, separated by commas.")
+@once("--shown", metavar="WORDS", help="Words on screen or page, in the same way.")
+@once("--seen", metavar="NAMES", help="Detected classes or tags, separated by commas.")
 @where_option
 @click.option("--limit", type=click.IntRange(1), default=10, show_default=True, help="Answers at most, up to 1,000.")
 @click.option("--group-by", type=click.Choice(["object"]), help="One answer for each object.")
-@click.option("--diversify", type=click.FloatRange(0, 1), default=0.0, help="0…1: prefer answers that differ.")
-@click.option("--collapse", is_flag=True, help="Leave out near-duplicates of better answers.")
-@click.option(
+@click.option("--diversify", type=click.FloatRange(0, 1), default=0.0, help="0…1: prefer pictures that differ.")
+@click.option("--collapse", is_flag=True, help="Leave out pictures that are near-duplicates of better answers.")
+@once(
     "--spaces",
     metavar="NAMES",
-    callback=not_blank,
     help="Signals to use: visual, face, text, words, names; default: all.",
 )
 @click.option("--explain", is_flag=True, help="Show the place that each signal gave.")
 @json_option
 @config_option
 def search(*, config: Path | None, as_json: bool, explain: bool, limit: int, spaces: str, **asked: Any) -> None:
-    """Find moments: what looks like TEXT, means it or has its words; what looks like a picture; who is on it.
+    """Find moments: what looks like TEXT, means it or has it word for word; what looks like a picture; who is on it.
 
     Everything that is given counts: moments that several signals name come first (reciprocal rank fusion, k = 60), so
     scores compare within one answer only. Needs the lake and the models, nothing else.
@@ -61,7 +59,7 @@ def search(*, config: Path | None, as_json: bool, explain: bool, limit: int, spa
     from mm_assets.resources.readers import open_retriever
     from mm_assets.retrieval import Question
 
-    question = Question(**asked, k=limit, spaces=tuple(spaces.replace(",", " ").split()))
+    question = Question(**asked, k=limit, spaces=spaces)
     answer = open_retriever(read_settings(config)).ask(question)
     for note in answer.notes:
         click.echo(note, err=True)

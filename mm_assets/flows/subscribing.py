@@ -117,9 +117,12 @@ def _check_threshold(kind: str, threshold: float | None) -> None:
     if kind in WORD_KINDS and threshold is not None:
         msg = "words stand in a text or not, so there is no threshold for them"
         raise ConfigError(msg)
-    if kind not in WORD_KINDS and (threshold is None or not -1 <= threshold <= 1):
+    if threshold is not None and not -1 <= threshold <= 1:
+        msg = f"--threshold is a cosine, -1…1, not {threshold:g}"
+        raise ConfigError(msg)
+    if kind not in WORD_KINDS and threshold is None:
         msg = (
-            "give --threshold, the cosine (-1…1) from which on a picture matches: it depends on the model, so look what "
+            "give --threshold, the cosine (-1…1) from which on an object matches: it depends on the model, so look what "
             f"hits and misses have now: mm search {'TEXT' if kind == 'text' else f'--{kind} FILE'} --explain"
         )
         raise ConfigError(msg)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from mm_assets.buckets.base import ObjectNotFoundError
 from mm_assets.lake import Lake, RangeFile
 from mm_assets.retrieval.fusing import Evidence, Fused
-from mm_assets.texts import mark_words, words_of
+from mm_assets.texts import Term, mark_words, places_of
 
 _BOX = ("box_x0_px", "box_y0_px", "box_x1_px", "box_y1_px")
 _OBJECT = ("bucket", "key", "etag")
@@ -134,8 +134,7 @@ def _details(evidence: Evidence) -> dict[str, Any]:
         box, text = [evidence.row[name] for name in _BOX], evidence.row["text"]
         return {"box_px": box if None not in box else None, "snippet": mark_words(text, ()) if text else None}
     details: dict[str, Any] = {"snippet": mark_words(evidence.row["text"], evidence.ranked.terms)}
-    asked = {word for term in evidence.ranked.terms for word in term.words}
-    pieces = _matching(evidence.row.elements("pieces"), asked).to_pylist()
+    pieces = _matching(evidence.row.elements("pieces"), evidence.ranked.terms).to_pylist()
     if pieces and pieces[0]["start_s"] is not None:
         details |= {"start_s": pieces[0]["start_s"], "end_s": pieces[-1]["end_s"]}
     elif pieces and pieces[0][_BOX[0]] is not None:
@@ -143,9 +142,9 @@ def _details(evidence: Evidence) -> dict[str, Any]:
     return details
 
 
-def _matching(pieces: pa.StructArray, asked: set[str]) -> pa.StructArray:
+def _matching(pieces: pa.StructArray, terms: Sequence[Term]) -> pa.StructArray:
     """Return the shortest run of words, or the line, that has most of what was asked for."""
-    found = [asked.intersection(words_of(text)) for text in pieces.field("text").to_pylist()]
+    found = places_of(terms, pieces.field("text").to_pylist())
     if not any(found):
         return pieces[:0]
     if pieces[0]["start_s"].is_valid:
@@ -155,12 +154,12 @@ def _matching(pieces: pa.StructArray, asked: set[str]) -> pa.StructArray:
     return pieces[line : line + 1]
 
 
-def _shortest_run(found: Sequence[set[str]]) -> tuple[int, int]:
+def _shortest_run(found: Sequence[set[tuple[int, int]]]) -> tuple[int, int]:
     """Return from where to where all of what is found anywhere is found."""
-    wanted = set().union(*found)
+    wanted = set[tuple[int, int]]().union(*found)
     runs = []
     for start in (place for place, words in enumerate(found) if words):
-        seen: set[str] = set()
+        seen: set[tuple[int, int]] = set()
         for end, words in enumerate(found[start:], start + 1):
             seen |= words
             if seen == wanted:

@@ -5,7 +5,7 @@ Put here: the question and its limits. Keep out: answering it.
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,15 @@ from mm_assets.errors import ConfigError
 MAX_ANSWERS = 1_000
 MAX_CHARS = 2_000
 _MAX_NAMES = 16
+_SIGNALS_OF = {
+    "text": ("visual", "text", "words"),
+    "image": ("visual",),
+    "like": ("visual",),
+    "face": ("face",),
+    "said": ("words",),
+    "shown": ("words",),
+    "seen": ("names",),
+}
 SIGNALS = ("visual", "face", "text", "words", "names")
 # Of the others 1. A text that means the question comes after the picture that shows it; figures are at ``signals._NEAR``.
 DEFAULT_WEIGHTS: Mapping[str, float] = {"text": 0.9}
@@ -26,7 +35,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF")
 _MAX_PIXELS = 100_000_000
 
 RgbImage = npt.NDArray[np.uint8]
-Picture = Path | bytes
+Picture = Path | str | bytes  # a file, or the bytes of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +47,12 @@ class Question:
     text : what is to be seen, or is said or shown in these words or others
     image, face : pictures, as files or as the bytes of one: what looks like it; who is on it
     like : id of a segment that answers should look like
-    said, shown : words that are spoken, or stand on screen or page; "a phrase" and begin* are understood
+    said, shown : words that are spoken, or stand on screen or page: any of them, the more the better; an answer has every
+        "phrase in quotes"; begin* may go on
     seen : names of classes that were detected, and of tags, separated by commas; in either case of letters
     where : SQL condition on the columns of ``moments``
-    spaces : signals to use, of visual, face, text, words, names; all that the question has when empty
+    spaces : signals to use, of visual, face, text, words, names, or their names in one text; all that the question has
+        when empty
     weights : signal → weight of its ranks, 0 to leave it out; 1 by default, less for text (``DEFAULT_WEIGHTS``)
     k : answers at most, 1…1,000
     group_by : ``object`` for one answer for each object; None for moments
@@ -57,7 +68,7 @@ class Question:
     shown: str = ""
     seen: str = ""
     where: str = ""
-    spaces: tuple[str, ...] = ()
+    spaces: Sequence[str] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
     k: int = 10
     group_by: str | None = None
@@ -66,8 +77,8 @@ class Question:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked."""
-        for name in ("text", "said", "shown", "seen", "like"):
-            object.__setattr__(self, name, _clean(name, getattr(self, name)))
+        self._read()
+        self._check_signals()
         if not any((self.text, self.image, self.face, self.like, self.said, self.shown, self.names)):
             msg = "nothing is asked; give a text, words that are said or shown, a name, a picture, a face, or a segment"
             raise ConfigError(msg)
@@ -77,16 +88,32 @@ class Question:
         if len(self.names) > _MAX_NAMES:
             msg = f"seen has {len(self.names)} names, {_MAX_NAMES} at most"
             raise ConfigError(msg)
-        wrong = [name for name in (*self.spaces, *self.weights) if name not in SIGNALS]
-        if wrong:
-            msg = f"unknown signal {wrong[0]!r}; there are {', '.join(SIGNALS)}"
-            raise ConfigError(msg)
-        if self.k < 1 or not 0 <= self.diversify <= 1 or any(weight < 0 for weight in self.weights.values()):
-            msg = "k must be at least 1, diversify between 0 and 1, and no weight below 0"
+        if self.k < 1 or not 0 <= self.diversify <= 1:
+            msg = "k must be at least 1, and diversify between 0 and 1"
             raise ConfigError(msg)
         if self.group_by not in {None, "object"}:
             msg = f"answers can be grouped by 'object', not by {self.group_by!r}"
             raise ConfigError(msg)
+
+    def _read(self) -> None:
+        """Bring what is given in several forms into one."""
+        texts = {name: _clean(name, getattr(self, name)) for name in ("text", "said", "shown", "seen", "like")}
+        spaces = self.spaces.replace(",", " ").split() if isinstance(self.spaces, str) else self.spaces
+        for name, value in {**texts, "spaces": tuple(spaces)}.items():
+            object.__setattr__(self, name, value)
+
+    def _check_signals(self) -> None:
+        wrong = [name for name in (*self.spaces, *self.weights) if name not in SIGNALS]
+        if wrong:
+            msg = f"unknown signal {wrong[0]!r}; there are {', '.join(SIGNALS)}"
+            raise ConfigError(msg)
+        if any(weight < 0 for weight in self.weights.values()):
+            msg = "no weight may be below 0"
+            raise ConfigError(msg)
+        for part, signals in _SIGNALS_OF.items():
+            if getattr(self, part) and not any(map(self.uses, signals)):
+                msg = f"{part} is asked, and spaces and weights leave no signal that would answer it: {', '.join(signals)}"
+                raise ConfigError(msg)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,6 +131,9 @@ class Question:
 
 
 def _clean(name: str, text: str) -> str:
+    if not isinstance(text, str):
+        msg = f"{name} is a text, not {type(text).__name__}"
+        raise ConfigError(msg)
     plain = _CONTROLS.sub(" ", text).strip()
     if len(plain) > MAX_CHARS:
         msg = f"{name} has {len(plain)} characters, {MAX_CHARS} at most; ask for what matters in it"
@@ -116,7 +146,7 @@ def _clean(name: str, text: str) -> str:
 
 def name_of(picture: Picture) -> str:
     """Return what messages call a picture."""
-    return str(picture) if isinstance(picture, Path) else "the picture"
+    return "the picture" if isinstance(picture, bytes) else str(picture)
 
 
 def read_picture(picture: Picture) -> RgbImage:
@@ -124,7 +154,7 @@ def read_picture(picture: Picture) -> RgbImage:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(picture if isinstance(picture, Path) else io.BytesIO(picture), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 msg = f"{name_of(picture)} has {image.width} × {image.height} pixels, {_MAX_PIXELS:,} at most"
                 raise ConfigError(msg)

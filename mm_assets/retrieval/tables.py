@@ -152,4 +152,4 @@ def _explain(connection: "duckdb.DuckDBPyConnection", where: str, error: Excepti
     unknown = [word for word in where.replace("(", " ").replace(")", " ").split() if word.isidentifier()]
     near = {close for word in unknown for close in get_close_matches(word, columns, 2, 0.75) if word not in columns}
     meant = f"; did you mean {' or '.join(sorted(near))}?" if near else ""
-    return f"{where!r} is not a condition on the columns {', '.join(columns)}{meant} ({reason})"
+    return f"{where!r} is not a condition: {reason}{meant}; texts stand in 'single quotes', columns are {', '.join(columns)}"

@@ -10,6 +10,7 @@ may be called from several threads at once.
 import asyncio
 import base64
 import binascii
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
@@ -157,7 +158,14 @@ def check_like(workspace: Workspace, segment_id: str, caller: Caller) -> None:
 def _explain(error: ValidationError) -> list[str]:
     """Return what is wrong, without what was sent."""
     faults = error.errors(include_url=False, include_input=False, include_context=False)
-    return [f"{'.'.join(map(str, fault['loc']))[:100] or 'body'}: {fault['msg']}" for fault in faults[:5]]
+    return [f"{'.'.join(map(str, fault['loc']))[:100] or 'body'}: {_tell(fault)}" for fault in faults[:5]]
+
+
+def _tell(fault: Mapping[str, Any]) -> str:
+    if fault["type"] != "extra_forbidden":
+        return str(fault["msg"])
+    fields = GivenQuestion if len(fault["loc"]) == 1 else GivenFilter
+    return f"there is no such field; there are {', '.join(fields.model_fields)}"
 
 
 def _to_question(given: GivenQuestion, caller: Caller) -> Question:

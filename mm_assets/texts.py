@@ -10,6 +10,7 @@ phrases work where no spaces are written. Nothing is stemmed: the languages are 
 import re
 import shutil
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ _INDEX = "text index"  # the name in messages
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 _PIECE = re.compile(r'"(?P<phrase>[^"]*)"?|(?P<word>[^\s"]+)')
 _LONGEST_WORD = 64  # what is longer is no word that anybody types
-_MOST_WORDS = 64  # of a question; the rest says nothing new
+MOST_WORDS = 64  # of a question, and of a phrase; the rest says nothing new
 _LISTED_IDS = 10_000  # so few allowed items are named to tantivy; of more, what it finds is looked through
 _WRITER_BYTES = 64 << 20
 _SNIPPET_CHARS = 160
@@ -86,13 +87,13 @@ def parse_question(question: str) -> list[Term]:
     terms = []
     for match in _PIECE.finditer(question):
         text = match["phrase"] if match["phrase"] is not None else match["word"]
-        words = tuple(words_of(text))
+        words = tuple(words_of(text)[:MOST_WORDS])
         if words:
             terms.append(Term(words, match["phrase"] is not None, text.endswith("*")))
     if not terms:
         msg = f'no word in {question[:40]!r}; ask for words, a "phrase in quotes", or begin*'
         raise ConfigError(msg)
-    return terms[:_MOST_WORDS]
+    return terms[:MOST_WORDS]
 
 
 class TextIndex:
@@ -259,19 +260,26 @@ def stand_in(words: Sequence[str], terms: Sequence[Term]) -> bool:
     return all(any(True for _ in _starts_of(term, words)) for term in terms)
 
 
-def places_of(terms: Sequence[Term], pieces: Sequence[str]) -> list[set[tuple[int, int]]]:
-    """Return for each piece of a text which words of which terms stand in it, both as numbers; of a phrase all or none.
+def places_of(terms: Sequence[Term], pieces: Sequence[str]) -> list[set[int]]:
+    """Return for each piece of a text which of the terms' words stand in it, as numbers; of a phrase all or none.
 
     A phrase may go over several pieces.
     """
-    owners = [(word, place) for place, piece in enumerate(pieces) for word in words_of(piece)]
-    words = [word for word, _ in owners]
-    found: list[set[tuple[int, int]]] = [set() for _ in pieces]
-    for number, term in enumerate(terms):
+    words, owners = _words_of_pieces(pieces)
+    found, first = [set[int]() for _ in pieces], 0
+    for term in terms:
         for start in _starts_of(term, words):
             for word in range(len(term.words)):
-                found[owners[start + word][1]].add((number, word))
+                found[owners[start + word]].add(first + word)
+        first += len(term.words)
     return found
+
+
+def _words_of_pieces(pieces: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Return all words, and of each the piece that it is in."""
+    of_pieces = [words_of(piece) for piece in pieces]
+    owners = [place for place, words in enumerate(of_pieces) for _ in words]
+    return [word for words in of_pieces for word in words], owners
 
 
 def _starts_of(term: Term, words: Sequence[str]) -> Iterator[int]:
@@ -285,8 +293,7 @@ def _starts_of(term: Term, words: Sequence[str]) -> Iterator[int]:
 
 def mark_words(text: str, terms: Sequence[Term]) -> str:
     """Return the part of a text with most of the words asked for, each marked ``**so**``; its start without any."""
-    runs = list(re.finditer(r"\w+", text))
-    found = [run for run, asked in zip(runs, places_of(terms, [run[0] for run in runs]), strict=True) if asked]
+    found = _asked_in(list(re.finditer(r"\w+", text)), terms) if terms else []
     start = _densest(found)
     start = 0 if start < _SNIPPET_CHARS // 4 else start - _SNIPPET_CHARS // 4
     end = min(len(text), start + _SNIPPET_CHARS)
@@ -299,6 +306,22 @@ def mark_words(text: str, terms: Sequence[Term]) -> str:
     return f"{'…' if start else ''}{inside}{'…' if end < len(text) else ''}"
 
 
+def _asked_in(runs: Sequence["re.Match[str]"], terms: Sequence[Term]) -> list["re.Match[str]"]:
+    """Return the runs of letters that a term asks for, of a phrase only where all of it stands.
+
+    A page of one word has as many beginnings of a phrase as words: each is looked at, and no word noted twice.
+    """
+    words, owners = _words_of_pieces([run[0] for run in runs])
+    asked: set[int] = set()
+    for term in terms:
+        noted = 0
+        for start in _starts_of(term, words):
+            end = start + len(term.words)
+            asked.update(owners[max(start, noted) : end])
+            noted = end
+    return [runs[place] for place in sorted(asked)]
+
+
 def _stands_at(words: Sequence[str], term: Term) -> bool:
     if term.is_prefix:
         return tuple(words[:-1]) == term.words[:-1] and words[-1].startswith(term.words[-1])
@@ -308,5 +331,5 @@ def _stands_at(words: Sequence[str], term: Term) -> bool:
 def _densest(found: Sequence["re.Match[str]"]) -> int:
     """Return where the stretch of a snippet's length with most of these begins."""
     starts = [match.start() for match in found]
-    counts = [sum(start <= other < start + _SNIPPET_CHARS // 2 for other in starts) for start in starts]
+    counts = [bisect_left(starts, start + _SNIPPET_CHARS // 2) - place for place, start in enumerate(starts)]
     return starts[counts.index(max(counts))] if counts else 0

@@ -79,6 +79,8 @@ def retriever(place: Place) -> Retriever:
         ({"seen": "x", "weights": {"names": 0.0}}, "seen is asked, and spaces and weights"),
         ({"text": "x", "spaces": "visual smell"}, "unknown signal 'smell'"),
         ({"said": ["x"]}, "said is a text, not list"),
+        ({"text": "x", "image": ""}, "image is empty"),
+        ({"text": "x", "face": b""}, "face is empty"),
         ({"seen": " , "}, "nothing is asked"),
         ({"seen": ",".join("abcdefghijklmnopq")}, "17 names, 16 at most"),
         ({"text": "x", "weights": {"words": -1.0}}, "no weight may be below 0"),

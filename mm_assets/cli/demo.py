@@ -6,6 +6,7 @@ settings file and runs the same code as ``mm ingest`` and ``mm search``.
 
 import json
 import math
+import shlex
 import shutil
 import sys
 import time
@@ -194,10 +195,10 @@ def _look(settings: "Settings") -> Path:
 
 def _program() -> str:
     """Return what a person types for ``mm`` here."""
-    found = Path(sys.executable).with_name("mm")
-    if shutil.which("mm") or not found.is_file():
+    found, known = Path(sys.executable).with_name("mm"), shutil.which("mm")
+    if not found.is_file() or (known and found.samefile(known)):
         return "mm"
-    return str(found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found)
+    return shlex.quote(f"./{found.relative_to(Path.cwd())}" if found.is_relative_to(Path.cwd()) else str(found))
 
 
 def _say_next(config: Path, folder: Path, *, is_kept: bool) -> None:

@@ -47,6 +47,6 @@ class GrownIndex:
         late = self._late if within is None else within.late
         if not len(late):
             return similarity, ids
-        compared = as_unit_vectors(queries) @ self.rows.gather(late).T
+        compared = np.vecdot(self.rows.gather(late), as_unit_vectors(queries)[:, None])
         all_ids = np.concatenate([ids, np.broadcast_to(late, compared.shape)], axis=1)
         return best_of(np.concatenate([similarity, compared], axis=1), all_ids, k)

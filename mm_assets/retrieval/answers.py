@@ -154,12 +154,12 @@ def _matching(pieces: pa.StructArray, terms: Sequence[Term]) -> pa.StructArray:
     return pieces[line : line + 1]
 
 
-def _shortest_run(found: Sequence[set[tuple[int, int]]]) -> tuple[int, int]:
+def _shortest_run(found: Sequence[set[int]]) -> tuple[int, int]:
     """Return from where to where all of what is found anywhere is found."""
-    wanted = set[tuple[int, int]]().union(*found)
+    wanted = set[int]().union(*found)
     runs = []
     for start in (place for place, words in enumerate(found) if words):
-        seen: set[tuple[int, int]] = set()
+        seen: set[int] = set()
         for end, words in enumerate(found[start:], start + 1):
             seen |= words
             if seen == wanted:

@@ -146,7 +146,7 @@ def _spread(moments: Sequence[Fused], matrix: Floats, question: Question) -> lis
         value = (1 - question.diversify) * scores - question.diversify * nearest.clip(min=0)
         row = int(np.where(is_left, value, -np.inf).argmax())
         taken.append(row)
-        nearest = np.maximum(nearest, matrix @ matrix[row])
+        nearest = np.maximum(nearest, np.vecdot(matrix, matrix[row]))
         is_left[row] = False
         if question.collapse:
             is_left &= nearest < NEAR_DUPLICATE

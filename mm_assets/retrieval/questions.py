@@ -99,6 +99,10 @@ class Question:
         """Bring what is given in several forms into one."""
         texts = {name: _clean(name, getattr(self, name)) for name in ("text", "said", "shown", "seen", "like")}
         spaces = self.spaces.replace(",", " ").split() if isinstance(self.spaces, str) else self.spaces
+        for name in ("image", "face"):
+            if getattr(self, name) is not None and not getattr(self, name):
+                msg = f"{name} is empty"
+                raise ConfigError(msg)
         for name, value in {**texts, "spaces": tuple(spaces)}.items():
             object.__setattr__(self, name, value)
 
@@ -146,7 +150,7 @@ def _clean(name: str, text: str) -> str:
 
 def name_of(picture: Picture) -> str:
     """Return what messages call a picture."""
-    return "the picture" if isinstance(picture, bytes) else str(picture)
+    return str(picture) if isinstance(picture, str | Path) else "the picture"
 
 
 def read_picture(picture: Picture) -> RgbImage:
@@ -154,7 +158,7 @@ def read_picture(picture: Picture) -> RgbImage:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=_FORMATS) as image:
+        with Image.open(picture if isinstance(picture, str | Path) else io.BytesIO(picture), formats=_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 msg = f"{name_of(picture)} has {image.width} × {image.height} pixels, {_MAX_PIXELS:,} at most"
                 raise ConfigError(msg)

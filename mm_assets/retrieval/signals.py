@@ -13,7 +13,7 @@ from mm_assets.errors import ConfigError
 from mm_assets.identity import vector_id
 from mm_assets.indexing import GrownIndex, GrownSelection, Rows
 from mm_assets.retrieval.questions import Picture, Question, RgbImage, name_of, read_picture
-from mm_assets.texts import Term, TextIndex, parse_question, words_of
+from mm_assets.texts import MOST_WORDS, Term, TextIndex, parse_question, words_of
 from mm_assets.vectors import Floats, Ids
 from mm_assets.wording import SAID, SHOWN
 
@@ -181,7 +181,7 @@ class WordSignal:
             asked.append(("said", parse_question(question.said), [SAID]))
         if question.shown:
             asked.append(("shown", parse_question(question.shown), [SHOWN]))
-        if question.text and (words := tuple(words_of(question.text))):
+        if question.text and (words := tuple(words_of(question.text)[:MOST_WORDS])):
             # As a phrase: pages of prose hold all words of many a question without being an answer to it.
             asked.append(("said or shown", [Term(words, is_needed=True)], []))
         found = []

@@ -7,8 +7,8 @@ Everything works without a script; what a script adds (dropping a picture, jumpi
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +33,7 @@ from mm_assets.server.searching import READ_WITHIN_S, Desk, check_like
 _FOLDER = Path(__file__).parent / "static"
 _FILES = {"page.css": "text/css", "page.js": "text/javascript"}
 _KEPT = {"X-Content-Type-Options": "nosniff", "Cache-Control": "max-age=3600"}
-_DRAWERS, _DRAWN_WITHIN_S = 8, 0.5
+_DRAWN_WITHIN_S = 0.5
 _READERS = 16  # threads of their own for the lake, and for the sources: one that hangs holds up no event and no probe
 _MAX_KEY_BYTES = 4_096  # of the form of a key
 _KEY_WITHIN_S = 10.0
@@ -90,14 +90,12 @@ class _Answers:
     Attributes
     ----------
     readers : threads that wait for the lake
-    drawers : threads that read pictures
     """
 
     workspace: Workspace
     desk: Desk
     facets: Facets
     readers: CapacityLimiter
-    drawers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_DRAWERS, "drawers"))
 
     async def page(self, request: Request, asked: Asked, caller: Caller) -> Response:
         """Return the form, and below it the answers or what is wrong with the question."""
@@ -110,7 +108,8 @@ class _Answers:
                 shown |= {"moments": found.rows.to_pylist(), "notes": found.notes}
                 shown["took_ms"] = round((time.monotonic() - started) * 1_000)
                 if "read" in caller.rights:
-                    await run_sync(self._draw, shown["moments"], limiter=self.readers)
+                    seen = [moment for moment in shown["moments"] if caller.sees(moment["bucket"])]
+                    await run_sync(self._draw, seen, limiter=self.readers)
         except ConfigError as error:
             shown["error"], status = str(error), 400
         except HTTPException as error:
@@ -124,7 +123,7 @@ class _Answers:
         What the lake does not give in time is left to the browser.
         """
         pictures, seen = published_pictures(self.workspace), [m for m in moments if has_picture(m["segment_id"])]
-        reads = [self.drawers.submit(pictures.thumbnail, m["object_id"], m["segment_id"]) for m in seen]
+        reads = [self.desk.drawers.submit(pictures.thumbnail, m["object_id"], m["segment_id"]) for m in seen]
         wait(reads, _DRAWN_WITHIN_S)
         for moment, read in zip(seen, reads, strict=True):
             if not read.cancel() and read.done() and read.exception() is None:

@@ -34,6 +34,7 @@ _MAX_BODY_BYTES = 2 * _MAX_PICTURE_CHARS + 1_000_000
 READ_WITHIN_S = 60.0
 _ANSWER_WITHIN_S = 30.0
 _AT_ONCE = 32  # questions that are read, wait or are answered
+_DRAWERS = 8
 _HELD_BYTES = 4 * _MAX_BODY_BYTES
 _OBJECT = ("bucket", "key", "etag", "object_id")
 
@@ -62,14 +63,16 @@ class GivenQuestion(_Part):
     image: str | None = Field(None, description="a picture in base64 (JPEG, PNG, WebP, GIF, TIFF): what looks like it")
     face: str | None = Field(None, description="a picture in base64: who is on it, its largest face")
     like: str = Field("", description="id of a segment that answers should look like")
-    said: str = Field("", description='words that are spoken; "a phrase" and begin* are understood')
+    said: str = Field(
+        "", description='any of these words are spoken, the more the better; "a phrase" must be; begin* may go on'
+    )
     shown: str = Field("", description="words on screen or page, in the same way")
     seen: str = Field("", description="names of detected classes and tags, separated by commas")
     filters: list[GivenFilter] = Field([], max_length=50, description="what an answer must be; all must pass")
     k: int = Field(10, description="answers at most; 1,000 are given at most")
     group_by: Literal["object"] | None = Field(None, description="object: one answer for each object")
-    diversify: FiniteFloat = Field(0.0, description="0…1: prefer answers that differ")
-    collapse: bool = Field(False, description="leave out near-duplicates of better answers")
+    diversify: FiniteFloat = Field(0.0, description="0…1: prefer pictures that differ")
+    collapse: bool = Field(False, description="leave out pictures that are near-duplicates of better answers")
     spaces: list[str] = Field([], description="signals to use, of visual, face, text, words, names; all when empty")
     weights: dict[str, FiniteFloat] = Field({}, description="signal → weight of its ranks, 1 by default, .9 for text")
 
@@ -199,6 +202,7 @@ class Desk:
     Attributes
     ----------
     room : for the bodies of questions, however they are sent
+    drawers : threads that read the pictures of answers
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -206,6 +210,7 @@ class Desk:
         self._settings = settings
         self._retriever: Retriever | None = None
         self._thread = ThreadPoolExecutor(1, "search")
+        self.drawers = ThreadPoolExecutor(_DRAWERS, "drawers")
 
     async def ask(self, question: Question) -> Answer:
         """Return the answer.
@@ -226,7 +231,8 @@ class Desk:
 
     def close(self) -> None:
         """Drop what waits; what is being answered is not waited for."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._thread, self.drawers):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _answer(self, question: Question) -> Answer:
         if self._retriever is None:

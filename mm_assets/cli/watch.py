@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mm_assets.cli.options import config_option, examples, json_option
+from mm_assets.cli.options import config_option, examples, json_option, once
 from mm_assets.cli.output import place, print_json, print_table
 from mm_assets.errors import ConfigError, ServiceError
 
@@ -37,13 +37,11 @@ def watch() -> None:
 )
 @watch.command()
 @click.argument("name")
-@click.option("--text", help="What looks like this text.")
-@click.option("--image", type=_PICTURE, help="What looks like a picture.")
-@click.option("--face", type=_PICTURE, help="Who is on a picture: its largest face.")
-@click.option(
-    "--said", metavar="WORDS", help='All of these are spoken in one utterance; "a phrase" and begin* are understood.'
-)
-@click.option("--shown", metavar="WORDS", help="All of these stand on one screen or page, in the same way.")
+@once("--text", help="What looks like this text.")
+@once("--image", type=_PICTURE, help="What looks like a picture.")
+@once("--face", type=_PICTURE, help="Who is on a picture: its largest face.")
+@once("--said", metavar="WORDS", help='All of these are spoken in one utterance; "a phrase" and begin* are understood.')
+@once("--shown", metavar="WORDS", help="All of these stand on one screen or page, in the same way.")
 @click.option(
     "--threshold", type=float, help="Cosine from which on a text, picture or face matches, -1…1; depends on the model."
 )

@@ -80,7 +80,7 @@ def subscribe(workspace: Workspace, wish: Wish) -> Watch:
 
 def _question_of(wish: Wish) -> tuple[str, str, bytes | None]:
     """Return kind, question and, of a picture, its bytes."""
-    given: dict[str, Any] = {kind: getattr(wish, kind) for kind in STEPS if getattr(wish, kind) is not None}
+    given: dict[str, Any] = {kind: getattr(wish, kind) for kind in STEPS if getattr(wish, kind)}
     if len(given) != 1:
         msg = "give one of --text, --image, --face, --said and --shown; another watch can ask for another thing"
         raise ConfigError(msg)

@@ -4,7 +4,8 @@ Run with ``python benchmarks/bench_page.py demo/out/mm_assets.yaml [--questions 
 here: the page by its own server. Keep out: what a search costs (``bench_search``).
 
 A question of the golden file is asked by GET /; pictures that do not come with the page are then fetched over six
-connections that stay open, as browsers do, none of them known before. Beside it stands the same through the library: one call of ``ask`` with pictures.
+connections that stay open, as browsers do, none of them known before. Beside it stands the same through the library: one
+call of ``ask`` with pictures.
 README line: ``benchmarks/bench_page.py``: the first page of answers with its pictures, by HTTP and by the library.
 """
 

@@ -23,10 +23,12 @@ from mm_assets.indexing import GrownIndex, Part, Rows, build_index, write_part
 from mm_assets.ledger.dead import DeadFilter
 from mm_assets.resources.readers import open_retriever as open_product_retriever
 from mm_assets.retrieval import Models, Question, Retriever
+from mm_assets.retrieval.answers import _matching
 from mm_assets.retrieval.fusing import Fused, choose, fuse
 from mm_assets.retrieval.signals import MeaningSignal, Ranked
 from mm_assets.retrieval.tables import open_tables, segments_where
 from mm_assets.settings import Settings, SourceSettings
+from mm_assets.texts import parse_question
 from mm_assets.vectors import Floats, as_vector_ids
 
 MakePlace = Callable[..., Place]
@@ -249,6 +251,15 @@ def test_words_lead_to_where_they_stand(retriever: Retriever) -> None:
     assert frame["box_px"].to_list()[0] == [0.0, 0.0, 10.0, 10.0]
     assert retriever.search(shown="absent").is_empty()
     assert retriever.search(said="text").is_empty()
+
+
+@pytest.mark.parametrize(("said", "at"), [("squ*", (4, 5)), ('"red cir*"', (1, 3)), ('"red circle" squ*', (1, 5))])
+def test_what_is_said_leads_to_its_own_words(said: str, at: tuple[int, int]) -> None:
+    """A beginning to the word that goes on, a phrase to all of its words."""
+    spoken = ["A", "red", "circle,", "red", "square."]
+    pieces = pa.array([{"text": word, "start_s": float(n), "end_s": n + 1.0} for n, word in enumerate(spoken)])
+    found = _matching(pieces, parse_question(said))
+    assert (found[0]["start_s"].as_py(), found[-1]["end_s"].as_py()) == at
 
 
 def test_signals_can_be_chosen_and_weighed(retriever: Retriever) -> None:

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm_assets.errors import ConfigError, SchemaError
-from mm_assets.texts import Text, TextIndex, extend_texts, mark_words, parse_question, places_of, update_texts, words_of
+from mm_assets.texts import (
+    MOST_WORDS,
+    Text,
+    TextIndex,
+    extend_texts,
+    mark_words,
+    parse_question,
+    places_of,
+    update_texts,
+    words_of,
+)
 
 TEXTS = [
     Text(1, 0, "said", "The red car stops here."),
@@ -181,3 +191,10 @@ def test_mark_words_shows_the_part_with_most_of_them() -> None:
     assert marked.startswith("…")
     assert marked.endswith("…")
     assert mark_words("short", parse_question("other")) == "short"
+
+
+def test_beginnings_that_overlap_are_marked_once() -> None:
+    """A text of one word is full of them, and a phrase is no longer than a question."""
+    assert mark_words("a a a a", parse_question('"a a a"')) == "**a** **a** **a** **a**"
+    [term] = parse_question(f'"{"a " * 900}"')
+    assert term.words == ("a",) * MOST_WORDS

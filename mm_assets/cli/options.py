@@ -11,6 +11,7 @@ import click
 
 AnyCommand = TypeVar("AnyCommand", bound=click.Command)
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def examples(*lines: str) -> Callable[[AnyCommand], AnyCommand]:

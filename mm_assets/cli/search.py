@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mm_assets.cli.options import config_option, examples, json_option, not_blank, once, where_option
+from mm_assets.cli.options import PICTURE, config_option, examples, json_option, not_blank, once, where_option
 from mm_assets.cli.output import place, print_json, print_table
 
 if TYPE_CHECKING:
     import polars as pl
-
-
-_PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @examples(
@@ -26,8 +23,8 @@ _PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.command()
 @click.argument("text", required=False, callback=not_blank)
-@once("--image", type=_PICTURE, help="What looks like a picture.")
-@once("--face", type=_PICTURE, help="Who is on a picture: its largest face.")
+@once("--image", type=PICTURE, help="What looks like a picture.")
+@once("--face", type=PICTURE, help="Who is on a picture: its largest face.")
 @once("--like", metavar="SEGMENT", help="What looks like a segment, by its id.")
 @once(
     "--said",

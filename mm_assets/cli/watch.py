@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mm_assets.cli.options import config_option, examples, json_option, once
+from mm_assets.cli.options import PICTURE, config_option, examples, json_option, once
 from mm_assets.cli.output import place, print_json, print_table
 from mm_assets.errors import ConfigError, ServiceError
 
 if TYPE_CHECKING:
     from mm_assets.flows.workspace import Workspace
     from mm_assets.ledger import Watch
-
-_PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group()
@@ -38,8 +36,8 @@ def watch() -> None:
 @watch.command()
 @click.argument("name")
 @once("--text", help="What looks like this text.")
-@once("--image", type=_PICTURE, help="What looks like a picture.")
-@once("--face", type=_PICTURE, help="Who is on a picture: its largest face.")
+@once("--image", type=PICTURE, help="What looks like a picture.")
+@once("--face", type=PICTURE, help="Who is on a picture: its largest face.")
 @once("--said", metavar="WORDS", help='All of these are spoken in one utterance; "a phrase" and begin* are understood.')
 @once("--shown", metavar="WORDS", help="All of these stand on one screen or page, in the same way.")
 @click.option(

@@ -33,7 +33,7 @@ from mm_assets.server.searching import READ_WITHIN_S, Desk, check_like
 _FOLDER = Path(__file__).parent / "static"
 _FILES = {"page.css": "text/css", "page.js": "text/javascript"}
 _KEPT = {"X-Content-Type-Options": "nosniff", "Cache-Control": "max-age=3600"}
-_DRAWN_WITHIN_S = 0.5
+_DRAWN_WITHIN_S = 0.5  # a page waits no longer for its pictures
 _READERS = 16  # threads of their own for the lake, and for the sources: one that hangs holds up no event and no probe
 _MAX_KEY_BYTES = 4_096  # of the form of a key
 _KEY_WITHIN_S = 10.0

@@ -322,9 +322,8 @@ def measure_vectors(folder: Path, arguments: argparse.Namespace, console: Consol
         filters.add_row(*row)
     console.print(filters)
     console.print(
-        f"codes {(folder / INDEX_FILE).stat().st_size / 1e6:.0f} MB, {index.parameters['n_probes']} of "
-        f"{index.parameters['n_lists']} lists visited, {index.parameters['n_candidates']} candidates compared; 10,000 added "
-        f"in {measure_changes(folder, arguments.n):.2f} core-s"
+        f"codes {(folder / INDEX_FILE).stat().st_size / 1e6:.0f} MB in {index.parameters['n_lists']} lists, of which a query "
+        f"looks at {index.n_codes(queries, K):,.0f} on average; 10,000 added in {measure_changes(folder, arguments.n):.2f} core-s"
     )
 
 

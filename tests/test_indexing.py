@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -132,7 +133,7 @@ def test_inverted_file_finds_answers_on_the_far_side() -> None:
     matrix = unit(side + 0.1 * random.normal(size=(4_000, 16)))
     index = build_index(stored(names(4_000), matrix), exact_rows=0, min_recall=0.1)
     allowed = as_vector_ids(names(4_000))[2_000:]
-    assert index.parameters["n_probes"] < index.parameters["n_lists"] / 10
+    assert index.n_codes(matrix[:50], 10) <= len(matrix) / 2
     similarity, found = index.search(matrix[:50], 10, index.select(allowed))
     assert np.isin(found, allowed).all()
     assert shares_found(similarity, matrix[:50], matrix[2_000:]) == 1.0
@@ -143,23 +144,34 @@ def test_build_index_visits_more_lists_until_recall_is_reached() -> None:
     matrix = unit(np.random.default_rng(0).normal(size=(6_000, 48)))
     easy = build_index(stored(names(6_000), matrix), exact_rows=0, min_recall=0.2)
     hard = build_index(stored(names(6_000), matrix), exact_rows=0, min_recall=0.97)
-    assert hard.parameters["n_probes"] > easy.parameters["n_probes"]
+    assert hard.parameters["margin"] > easy.parameters["margin"]
     assert hard.recall >= 0.97 > easy.recall
 
 
-def test_build_index_searches_no_more_widely_than_it_must() -> None:
-    """Neither with half the lists nor with half the candidates would the bar be reached."""
+def test_build_index_searches_little_more_widely_than_it_must() -> None:
+    """With half of the codes the bar would not be reached."""
     matrix = unit(np.random.default_rng(0).normal(size=(6_000, 48)))
     index = build_index(stored(names(6_000), matrix), exact_rows=0, min_recall=0.97)
-    test = _RecallTest(index.rows)
-    for name, least in (("n_probes", 8), ("n_candidates", 200)):
-        number = index.parameters[name]
-        assert number == least or test.measured(index.with_parameters({name: number // 2})).recall < 0.97
+    test, narrower = _RecallTest(index.rows), index
+    while test.n_codes(narrower) > test.n_codes(index) / 2:
+        narrower = narrower.with_parameters({"margin": narrower.parameters["margin"] / 1.1})
+    assert test.measured(narrower).recall < 0.97
+
+
+def test_a_filtered_search_starts_from_lists_that_hold_enough() -> None:
+    """A stray vector near the query, in a list that the filter leaves all but empty, does not hide the others' lists."""
+    matrix, groups = grouped(20_000, 64, 100, spread=0.6)
+    index = build_index(stored(names(20_000), matrix), exact_rows=0, min_recall=0.99)
+    query = matrix[groups == 0][:1]
+    is_allowed = groups != 0
+    is_allowed[np.flatnonzero(groups == 0)[:3]] = True
+    similarity, _ = index.search(query, 10, index.select(as_vector_ids(names(20_000))[is_allowed]))
+    assert shares_found(similarity, query, matrix[is_allowed]) == 1.0
 
 
 def test_build_index_refuses_to_return_an_index_below_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """Vectors nearer to each other than their codes can tell: the error names the settings that help."""
-    monkeypatch.setattr("mm_assets.indexing.building._MOST_CANDIDATES", 200)
+    monkeypatch.setattr("mm_assets.indexing.searching._MOST", 1)
     random = np.random.default_rng(0)
     matrix = unit(np.eye(8)[:1] + 0.01 * random.normal(size=(3_000, 8)))
     with pytest.raises(ConfigError, match=r"refresh\.exact_index_rows to 3000 .*lower refresh\.min_recall"):
@@ -327,3 +339,33 @@ def test_a_part_refuses_what_is_no_part(tmp_path: Path) -> None:
         write_part(file, part_rows(["a"] * 10, matrix), "item_id")
     with pytest.raises(SchemaError, match="in two"):
         stored([*names(5), *names(5)], matrix, 2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    data=st.data(), kind=st.sampled_from([pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.bool_()])
+)
+def test_a_row_reads_what_arrow_reads(data: st.DataObject, kind: pa.DataType) -> None:
+    """Of every type, with and without nulls; also of a file, and of a column that is cut out of another."""
+    values = {
+        pa.string(): st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+        pa.bool_(): st.booleans(),
+        pa.float32(): st.floats(width=32, allow_nan=False),
+        pa.float64(): st.floats(allow_nan=False),
+    }.get(kind, st.integers(-(2**31), 2**31 - 1))
+    column = data.draw(st.lists(st.none() | values, min_size=2, max_size=40))
+    whole = pa.table({"item_id": names(len(column)), "value": pa.array(column, kind)})
+    with tempfile.TemporaryDirectory() as folder:
+        write_part(Path(folder) / "part.arrow", whole, "item_id")
+        parts = [Part("written", Path(folder) / "part.arrow"), Part.in_memory("cut", whole.slice(1), "item_id")]
+        for part, expected in zip(parts, (column, column[1:]), strict=True):
+            rows = Rows.of_parts([part])
+            ids = as_vector_ids(part.rows["item_id"].to_pylist())
+            assert [row["value"] for row in rows.at(ids)] == expected
+
+
+def test_a_row_reads_columns_without_values() -> None:
+    """A column of nothing but nulls, one without a type, and none at all."""
+    rows = pa.table({"item_id": ["a"], "typed": pa.nulls(1, pa.int32()), "untyped": pa.nulls(1), "empty": [""]})
+    [row] = Rows.of_parts([Part.in_memory("one", rows, "item_id")]).at(as_vector_ids(["a"]))
+    assert [row[name] for name in ("typed", "untyped", "absent", "empty")] == [None, None, None, ""]

@@ -3,23 +3,21 @@
 Put here: vectors → index. Keep out: searching, and when an index is made.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from mm_assets.errors import ConfigError
 from mm_assets.indexing.parts import Numbers, Rows
-from mm_assets.indexing.searching import MEASURED_AT, VectorIndex, bits_of, selector_of
+from mm_assets.indexing.searching import VectorIndex, bits_of, selector_of
 from mm_assets.vectors import SEED, Floats, Ids, rows_of
 
+_MEASURED_AT = 10  # recall is measured for this many answers
 _RECALL_QUERIES = 400  # with 200, .9965 was measured where it is .993
 _QUERY_NOISE = 1.0  # cosine .71 to the vector a query is made from; smaller noise calls too few lists enough
 _TIE = 1e-5  # as good as the true tenth: equal vectors under other ids, and rounding
-_FIRST_PROBES = 8
-_FIRST_CANDIDATES = 20 * MEASURED_AT
-_MOST_CANDIDATES = 100 * MEASURED_AT
-_CODES_PER_CANDIDATE = 20  # what it costs to keep a candidate, and to compare some of them, in codes
+_FIRST_MARGIN, _WIDER, _WIDEST_MARGIN = 0.04, 1.25, 2.0  # cosine, and how much wider each next one is
+_RESERVE = 2.0  # times the codes that the bar takes
 # Half of what FAISS advises: of 1,000,000 vectors, 32 of 2,000 lists find as much as 32 of 4,000 in no more time, and are
 # made in 55 core-s instead of 128 (November 2026).
 _LISTS_PER_ROOT = 2
@@ -32,7 +30,7 @@ def build_index(rows: Rows, *, exact_rows: int, min_recall: float) -> VectorInde
     """Build an index and measure its recall; the same vectors give the same index, whatever their parts.
 
     Up to ``exact_rows`` every vector is compared. Above, an inverted file of 2·√n lists holds one bit per dimension,
-    and the best candidates are compared by their vectors; lists visited and candidates compared are raised until
+    and the best candidates are compared by their vectors; lists that are farther and farther are visited until
     ``min_recall`` is reached.
 
     Parameters
@@ -47,7 +45,8 @@ def build_index(rows: Rows, *, exact_rows: int, min_recall: float) -> VectorInde
     """
     if len(rows) <= exact_rows or len(rows) == 0:
         return _build_exact(rows)
-    return _tune(_build_inverted(rows), min_recall)
+    test = _RecallTest(rows)
+    return _with_reserve(_tune(_build_inverted(rows), test, min_recall), test)
 
 
 def update_index(current: VectorIndex, rows: Rows, *, exact_rows: int, min_recall: float) -> VectorIndex:
@@ -90,7 +89,7 @@ def _change(current: VectorIndex, rows: Rows, gone: Ids, come: Ids, n_changed: i
     numbers[coming] = np.arange(n_numbers, n_numbers + len(come))
     lists[coming] = _add(index, numbers[coming], rows.gather(come))
     changed = VectorIndex(index, rows, lists, numbers, current.parameters | {"n_changed": n_changed})
-    return _tune(changed, min_recall)
+    return _tune(changed, _RecallTest(rows), min_recall)
 
 
 def _add(index: Any, numbers: Numbers, matrix: Floats) -> Numbers:
@@ -111,8 +110,7 @@ def _parameters(kind: str, rows: Rows, n_lists: int = 1) -> dict[str, Any]:
         "dim": rows.dim,
         "recall_at_10": 1.0,
         "n_lists": n_lists,
-        "n_probes": min(_FIRST_PROBES, n_lists),
-        "n_candidates": _FIRST_CANDIDATES,
+        "margin": _FIRST_MARGIN,
         "n_trained": len(rows),
         "n_changed": 0,
         "seed": SEED,
@@ -150,55 +148,37 @@ def _build_inverted(rows: Rows) -> VectorIndex:
     return VectorIndex(index, rows, lists, numbers, _parameters("ivf", rows, n_lists))
 
 
-def _tune(index: VectorIndex, min_recall: float) -> VectorIndex:
-    """Measure recall; where it is not enough, take the cheapest search that reaches it."""
-    test = _RecallTest(index.rows)
-    now = test.measured(index)
-    if now.recall >= min_recall:
-        return now
-    cheapest: VectorIndex | None = None
-    for n_candidates in _raised(_FIRST_CANDIDATES, _MOST_CANDIDATES, 2.0):
-        for tried in _wider_and_wider(index, n_candidates, test):
-            if cheapest is not None and _cost(tried) >= _cost(cheapest):
-                break
-            now = max(now, tried, key=lambda other: other.recall)
-            if tried.recall >= min_recall:
-                cheapest = tried
-                break
-    if cheapest is None:
-        msg = (
-            f"recall@{MEASURED_AT} of the index over {index.n_rows} vectors is {now.recall:.4f} at best, "
-            f"below refresh.min_recall = {min_recall}; raise refresh.exact_index_rows to {index.n_rows} or more "
-            "(exact, slower), or lower refresh.min_recall"
-        )
-        raise ConfigError(msg)
-    return cheapest
+def _tune(index: VectorIndex, test: "_RecallTest", min_recall: float) -> VectorIndex:
+    """Measure recall; where it is not enough, visit lists that are farther and farther, until twice as many codes help no more."""
+    best, enough = index.with_parameters({"recall_at_10": -1.0}), 0.0
+    while True:
+        index = test.measured(index)
+        if index.recall >= min_recall:
+            return index
+        n_codes = test.n_codes(index)
+        if index.recall > best.recall:
+            best, enough = index, 2 * n_codes
+        if n_codes >= min(enough, index.n_rows):
+            break
+        index = _wider(index)
+    msg = (
+        f"recall@{_MEASURED_AT} of the index over {index.n_rows} vectors is {best.recall:.4f} at best, "
+        f"below refresh.min_recall = {min_recall}; raise refresh.exact_index_rows to {index.n_rows} or more "
+        "(exact, slower), or lower refresh.min_recall"
+    )
+    raise ConfigError(msg)
 
 
-def _wider_and_wider(index: VectorIndex, n_candidates: int, test: "_RecallTest") -> Iterator[VectorIndex]:
-    """Yield the index, measured with more and more lists, until more of them found no more two times."""
-    recall, n_in_vain = -1.0, 0
-    for n_probes in _raised(_FIRST_PROBES, index.parameters["n_lists"], 1.5):
-        tried = test.measured(index.with_parameters({"n_probes": n_probes, "n_candidates": n_candidates}))
-        n_in_vain = 0 if tried.recall > recall else n_in_vain + 1
-        recall = max(recall, tried.recall)
-        yield tried
-        if n_in_vain == 2:
-            return
+def _with_reserve(index: VectorIndex, test: "_RecallTest") -> VectorIndex:
+    """Widen the margin as long as it costs little: queries may be less like the vectors than those of the test."""
+    most = _RESERVE * test.n_codes(index)
+    while test.n_codes(wider := _wider(index)) <= most and wider.parameters["margin"] < _WIDEST_MARGIN:
+        index = wider
+    return test.measured(index)
 
 
-def _raised(first: int, most: int, factor: float) -> Iterator[int]:
-    number = min(first, most)
-    while number < most:
-        yield number
-        number = int(number * factor)
-    yield most
-
-
-def _cost(index: VectorIndex) -> float:
-    """Return what a query costs, in codes that are looked at."""
-    rows_per_list = index.n_rows / index.parameters["n_lists"]
-    return float(index.parameters["n_probes"] * rows_per_list + _CODES_PER_CANDIDATE * index.parameters["n_candidates"])
+def _wider(index: VectorIndex) -> VectorIndex:
+    return index.with_parameters({"margin": _WIDER * index.parameters["margin"]})
 
 
 class _RecallTest:
@@ -210,7 +190,7 @@ class _RecallTest:
         near = rows.gather(np.sort(random.choice(rows.ids, n, replace=False)))
         queries = near + random.normal(scale=_QUERY_NOISE / np.sqrt(rows.dim), size=near.shape)
         self._queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
-        self._k = min(MEASURED_AT, len(rows))
+        self._k = min(_MEASURED_AT, len(rows))
         self._worst_true = _worst_of_best(self._queries, rows, self._k)
 
     def measured(self, index: VectorIndex) -> VectorIndex:
@@ -220,6 +200,10 @@ class _RecallTest:
             similarity, _ = index.search(self._queries, self._k)
             recall = float((similarity >= self._worst_true - _TIE).mean())
         return index.with_parameters({"recall_at_10": recall})
+
+    def n_codes(self, index: VectorIndex) -> float:
+        """Return how many codes a query looks at, on average."""
+        return index.n_codes(self._queries, self._k)
 
 
 def _worst_of_best(queries: Floats, rows: Rows, k: int) -> Floats:

@@ -4,7 +4,8 @@ Put here: searching an index, and its file format. Keep out: building and changi
 ids back to rows.
 
 FAISS says which vectors may be nearest; above a size it holds one bit for each of their dimensions (RaBitQ, Gao and
-Long 2024) in an inverted file. What is nearest is then decided by the vectors themselves, mapped into memory.
+Long 2024) in an inverted file, of which it looks at the lists that are about as near as the nearest one (Chen et al. 2021,
+SPANN). What is nearest is then decided by the vectors themselves, mapped into memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,21 +24,19 @@ from mm_assets.vectors import Floats, Ids, as_unit_vectors, rows_of
 
 INDEX_FILE = "index.faiss"
 ROWS_FILE = "rows.arrow"
-MEASURED_AT = 10  # recall is measured for this many answers
 _INDEX = "vector index"  # the name in messages
 _COMPARED_ROWS = 2_000  # so few allowed vectors are compared without asking FAISS: 4 MB of 512 dimensions
-# More answers than recall was measured at need more lists and candidates, but not in proportion: of 1,000,000 vectors,
-# with 32 lists and 800 candidates for ten, recall@100 is .988 and recall@2000 .977 so (November 2026).
-_CANDIDATES_PER_ANSWER = 8
-_PROBES_EXPONENT = 1 / 3
-_FEWEST_COMPARED = 50
-# So many standard deviations of FAISS's error may a candidate lie below the last answer and still be compared: of
-# 1,000,000 vectors no answer was lost at 4, one of 1,000 at 3, of 100,000 one of 2,000 at 4. Of 800 candidates for ten
-# answers, 90 to 390 are compared (November 2026).
-_DOUBT = 4.0
-# The neighbours that a filter leaves are farther and more scattered: so many times as many lists and candidates.
-_PROBES_UNDER_A_FILTER, _CANDIDATES_UNDER_A_FILTER = 4, 2
-_ROWS_UNDER_A_FILTER = 0.02  # of the rows in so many lists must be allowed ones; measured November 2026 at 1,000,000
+# So many times FAISS's error may a candidate lie below the last answer and still be compared: of 2,000 answers from
+# 1,000,000 vectors as many were found with 2, 3 and 4 (November 2026). As errors count what the first candidates are wrong
+# by, which FAISS takes for better than they are just because they come first.
+_DOUBT = 3.0
+# Where even the last candidate may be an answer, four times as many are asked for, and again.
+_FEWEST_CANDIDATES, _CANDIDATES_PER_ANSWER, _MORE, _MOST = 200, 8, 4, 16
+_FEWEST_COMPARED = 100
+# The neighbours that a filter leaves are farther and more scattered: so many times the margin and the candidates, but no
+# more than a tenth of the lists, unless the margin itself takes more. Of 1,000,000 vectors, recall is .99 and more so where
+# 10, 1 and .1 % are left, at random or by whole groups of like ones; .98 where half of the groups are (November 2026).
+_MARGIN_UNDER_A_FILTER, _CANDIDATES_UNDER_A_FILTER, _LISTS_UNDER_A_FILTER = 1.75, 4, 0.1
 _LIST, _NUMBER = "list", "number"
 
 
@@ -78,8 +77,9 @@ class VectorIndex:
     ----------
     parameters : what it was built with and measured at, JSON types only: ``kind`` (``exact``: every vector is compared;
         ``ivf``: inverted file of RaBitQ codes, the best candidates compared by their vectors), ``dim``,
-        ``recall_at_10``, ``n_lists``, ``n_probes``, ``n_candidates`` (compared for ten answers), ``n_trained`` (rows at
-        the time the lists were made), ``n_changed`` (rows added and removed since), ``seed``, ``faiss_version``
+        ``recall_at_10``, ``n_lists``, ``margin`` (lists are visited that are so much less similar to the query than the
+        nearest one, cosine), ``n_trained`` (rows at the time the lists were made), ``n_changed`` (rows added and removed
+        since), ``seed``, ``faiss_version``
     """
 
     def __init__(
@@ -151,20 +151,42 @@ class VectorIndex:
             return self._compare_all(queries, k, within.places)
         if self.kind == "exact":
             return self._ask_exact(queries, k, within)
-        n_there = self.n_rows if within is None else len(within.places)
-        times = 1 if within is None else _CANDIDATES_UNDER_A_FILTER
-        n = min(n_there, times * max(self.parameters["n_candidates"], _CANDIDATES_PER_ANSWER * k))
-        guesses, candidates = self._ask_lists(queries, n, within, self._probes_for(k))
-        short = (candidates[:, :k] < 0).any(axis=1)  # FAISS puts what it did not find last
-        if short.any():
-            n_lists = self.parameters["n_lists"]
-            guesses[short], candidates[short] = self._ask_lists(queries[short], n, within, n_lists)
-        best = [self._best(*asked, k) for asked in zip(queries, guesses, candidates, strict=True)]
+        best = [self._search_lists(query, k, within) for query in queries]
         return np.concatenate([similarity for similarity, _ in best]), np.concatenate([ids for _, ids in best])
 
-    def _probes_for(self, k: int) -> int:
-        times = max(1.0, k / MEASURED_AT) ** _PROBES_EXPONENT
-        return int(min(np.ceil(self.parameters["n_probes"] * times), self.parameters["n_lists"]))
+    def _search_lists(self, query: Floats, k: int, within: Selection | None) -> tuple[Floats, Ids]:
+        """Return (1, k) answers to a (dim,) query, from the lists that are near it."""
+        lists, similarity, n_there = self._lists_to_visit(query, k, within)
+        n = min(_candidates(k) * (1 if within is None else _CANDIDATES_UNDER_A_FILTER), n_there)
+        most = min(_MOST * _candidates(k), n_there)
+        while True:
+            guesses, places = self._ask_lists(query, n, lists, similarity, within)
+            compared, n_compared = self._compare_best(query, guesses, places, k)
+            if n_compared < n or n == most:
+                return best_of(compared[None], self.rows.ids[places[None, :n_compared]], k)
+            n = min(_MORE * n, most)
+
+    def _lists_to_visit(self, query: Floats, k: int, within: Selection | None) -> tuple[Ids, Floats, int]:
+        """Return lists, how similar they are, and how many vectors lie there that may be answers: k at least.
+
+        These are the nearest ones, which together hold so many vectors as candidates are asked for, and those that are
+        not much less similar than the last of these. So recall is the same for ten answers and for hundreds.
+        """
+        margin = self.parameters["margin"]
+        if within is None:
+            order, similarity, n_there = _sort_lists(query, self._centroids, self._list_sizes)
+            n_least = _first_with(n_there, _candidates(k))
+            n = _n_within(similarity, n_least, margin)
+            return order[:n], similarity[:n], int(n_there[n - 1])
+        order, similarity, n_there = _sort_lists(query, within.centroids, within.n_in_lists)
+        n_least = _first_with(n_there, _candidates(k))
+        n_most = max(int(_LISTS_UNDER_A_FILTER * self.parameters["n_lists"]), _n_within(similarity, 1, margin), n_least)
+        n = min(_n_within(similarity, n_least, _MARGIN_UNDER_A_FILTER * margin), n_most)
+        return within.lists[order[:n]], similarity[:n], int(n_there[n - 1])
+
+    def n_codes(self, queries: Floats, k: int) -> float:
+        """Return how many codes a search of all vectors looks at, on average."""
+        return float(np.mean([self._lists_to_visit(query, k, None)[2] for query in queries]))
 
     def _ask_exact(self, queries: Floats, k: int, within: Selection | None) -> tuple[Floats, Ids]:
         import faiss
@@ -175,38 +197,35 @@ class VectorIndex:
         similarity, numbers = self.faiss_index.search(queries, k, params=parameters)
         return similarity, self._ids_at(self._places[numbers])
 
-    def _ask_lists(self, queries: Floats, n: int, within: Selection | None, n_probes: int) -> tuple[Floats, Ids]:
-        """Return n candidates for each query, what their codes say of the cosine, and places; -1 where there are fewer."""
+    def _ask_lists(
+        self, query: Floats, n: int, lists: Ids, similarity: Floats, within: Selection | None
+    ) -> tuple[Floats, Ids]:
+        """Return (n,) candidates: what their codes say of the cosine, descending, and places."""
         import faiss
 
         parameters: Any = faiss.IVFRaBitQSearchParameters()
-        if within is None:
-            lists, similarity = _nearest_lists(queries, self._centroids, n_probes)
-        else:
-            n_lists = _PROBES_UNDER_A_FILTER * n_probes
-            n_rows = _ROWS_UNDER_A_FILTER * n_lists * self.n_rows / self.parameters["n_lists"]
-            lists, similarity = _nearest_selected_lists(queries, within, n_lists, n_rows)
+        parameters.nprobe = len(lists)
+        if within is not None:
             parameters.sel = within.selector
-        parameters.nprobe = lists.shape[1]
-        found, scores = np.empty((len(queries), n), np.int64), np.empty((len(queries), n), np.float32)
-        given = [faiss.swig_ptr(array) for array in (queries, lists, similarity, scores, found)]
+        found, guesses = np.empty(n, np.int64), np.empty(n, np.float32)
+        given = [faiss.swig_ptr(array) for array in (query, lists, similarity, guesses, found)]
         # FAISS's own wrapper refuses parameters, and so filters.
-        self.faiss_index.search_preassigned_c(len(queries), given[0], n, *given[1:], False, parameters)
-        return scores, self._places[found]
+        self.faiss_index.search_preassigned_c(1, given[0], n, *given[1:], False, parameters)
+        return guesses, self._places[found]
 
-    def _best(self, query: Floats, guesses: Floats, places: Ids, k: int) -> tuple[Floats, Ids]:
-        """Return (1, k) cosines and ids of the best of some candidates, which come in the order of the guesses.
+    def _compare_best(self, query: Floats, guesses: Floats, places: Ids, k: int) -> tuple[Floats, int]:
+        """Return the cosines of the first candidates, and how many these are: all that can be among the k best.
 
-        Those that are far from being among the k best are not compared; how wrong the guesses are, the first ones tell,
-        which are compared in any case.
+        How wrong the guesses are, the very first ones tell, which are compared in any case.
         """
-        n_first = min(max(_FEWEST_COMPARED, 2 * k), int(np.count_nonzero(places >= 0)))
+        n_first = min(max(_FEWEST_COMPARED, 2 * k), len(places))
         similarity = self.rows.compare(query, places[:n_first])
-        error = np.std(similarity - guesses[:n_first])
+        error = np.sqrt(np.mean((similarity - guesses[:n_first]) ** 2))
         worst = np.partition(similarity, -k)[-k]
         n = n_first + int(np.count_nonzero(guesses[n_first:] >= worst - _DOUBT * error))
-        similarity = np.concatenate([similarity, self.rows.compare(query, places[n_first:n])])
-        return best_of(similarity[None], self.rows.ids[places[None, :n]], k)
+        if n == n_first:
+            return similarity, n
+        return np.concatenate([similarity, self.rows.compare(query, places[n_first:n])]), n
 
     def _compare_all(self, queries: Floats, k: int, places: Ids) -> tuple[Floats, Ids]:
         similarity = np.array([self.rows.compare(query, places) for query in queries])
@@ -233,6 +252,11 @@ class VectorIndex:
         quantizer = faiss.downcast_index(self.faiss_index.quantizer)
         found: Floats = quantizer.reconstruct_n(0, quantizer.ntotal)
         return found
+
+    @cached_property
+    def _list_sizes(self) -> Ids:
+        """(n_lists,) vectors in each list."""
+        return np.bincount(self.lists, minlength=self.parameters["n_lists"])
 
     def save(self, folder: Path) -> None:
         """Write ``index.faiss``, which FAISS opens by itself, and ``rows.arrow``: each vector's id, FAISS's number, place."""
@@ -266,8 +290,8 @@ class VectorIndex:
         except RuntimeError as error:
             raise SchemaError(_INDEX, "a FAISS index", str(folder / INDEX_FILE)) from error
         places = read_rows(folder / ROWS_FILE)
-        if not {_LIST, _NUMBER} <= set(places.schema.names):
-            raise SchemaError(_INDEX, f"{_LIST} and {_NUMBER}", "an index of an earlier version; run `mm ingest`")
+        if not {_LIST, _NUMBER} <= set(places.schema.names) or "margin" not in parameters:
+            raise SchemaError(_INDEX, "one of this version", "one of an earlier version; run `mm ingest`")
         if (index.d, index.ntotal) != (parameters["dim"], places.num_rows):
             expected = f"{places.num_rows} vectors of dimension {parameters['dim']}"
             raise SchemaError(_INDEX, expected, f"{index.ntotal} of dimension {index.d}")
@@ -289,45 +313,34 @@ def selector_of(bits: npt.NDArray[np.uint8]) -> Any:
     return faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
 
 
-def _similarities(queries: Floats, centroids: Floats) -> Floats:
-    """Return (n, m) cosines of queries to centroids, for one query in less time than FAISS takes (November 2026).
+def _candidates(k: int) -> int:
+    """Return how many candidates are asked for at first."""
+    return max(_FEWEST_CANDIDATES, _CANDIDATES_PER_ANSWER * k)
+
+
+def _sort_lists(query: Floats, centroids: Floats, sizes: Ids) -> tuple[Ids, Floats, Ids]:
+    """Return lists, nearest first, their similarity, and how many vectors lie in each and those before it.
 
     Row by row, not as a product of matrices: BLAS would wake its threads for it, which then wait in a loop for the next
-    one, and so take a core beside each search.
+    one, and so take a core beside each search. FAISS takes longer for one query.
     """
-    found: Floats = np.vecdot(centroids, queries[:, None])
-    return found
+    similarity: Floats = np.vecdot(centroids, query)
+    order = np.argsort(-similarity)
+    return order, similarity[order], np.cumsum(sizes[order])
 
 
-def _nearest_lists(queries: Floats, centroids: Floats, n_lists: int) -> tuple[Ids, Floats]:
-    """Return the (n, n_lists) lists that are nearest to each query, in any order, and their similarity."""
-    similarity = _similarities(queries, centroids)
-    lists = np.argpartition(-similarity, n_lists - 1, axis=1)[:, :n_lists].astype(np.int64)
-    return np.ascontiguousarray(lists), np.take_along_axis(similarity, lists, 1)
+def _first_with(n_there: Ids, n_rows: int) -> int:
+    """Return how many lists hold so many vectors; all where there are not as many."""
+    return min(int(np.searchsorted(n_there, n_rows)) + 1, len(n_there))
 
 
-def _nearest_selected_lists(queries: Floats, within: Selection, n_lists: int, n_rows: float) -> tuple[Ids, Floats]:
-    """Choose the lists to visit: the nearest of those with selected vectors, until enough of them lie there.
-
-    Parameters
-    ----------
-    n_lists : visit at least as many
-    n_rows : and as many selected vectors
-
-    Returns
-    -------
-    lists, similarity : (n, m), -1 where a query needs fewer than the one that needs most
-    """
-    similarity = _similarities(queries, within.centroids)
-    order = np.argsort(-similarity, axis=1)
-    n_seen = np.cumsum(within.n_in_lists[order], axis=1)
-    wanted = np.maximum((n_seen < n_rows).sum(axis=1) + 1, n_lists).clip(max=len(within.lists))
-    order = order[:, : wanted.max()]
-    lists = np.where(np.arange(order.shape[1]) < wanted[:, None], within.lists[order], -1)
-    return np.ascontiguousarray(lists), np.ascontiguousarray(np.take_along_axis(similarity, order, 1))
+def _n_within(similarity: Floats, n: int, margin: float) -> int:
+    """Return how many lists are at most so much less similar than the n-th."""
+    return int(np.count_nonzero(similarity >= similarity[n - 1] - margin))
 
 
 def best_of(similarity: Floats, ids: Ids, k: int) -> tuple[Floats, Ids]:
     """Return the k best, the lower id first among equals."""
     order = np.lexsort((ids, -similarity), axis=-1)[:, :k]
-    return np.take_along_axis(similarity, order, 1), np.take_along_axis(ids, order, 1)
+    rows = np.arange(len(order))[:, None]
+    return similarity[rows, order], ids[rows, order]

@@ -127,6 +127,16 @@ def test_pictures_lie_beside_the_file(tmp_path: Path) -> None:
     assert query.kind == "face"
 
 
+def test_what_narrows_a_question_reaches_it(tmp_path: Path) -> None:
+    """Signals, a threshold, which may be 0, names, a segment."""
+    asked = "{seen: 'tree, dog', like: s1, spaces: 'visual, names', threshold: 0, expect: [{object: a}]}"
+    [query] = read_golden(write(tmp_path, asked)).queries
+    assert query.question(3) == Question(seen="tree, dog", like="s1", spaces=("visual", "names"), threshold=0.0, k=3)
+    assert query.kind == "seen+like"
+    with pytest.raises(ConfigError, match="query 1: unknown signal 'smell'"):
+        read_golden(write(tmp_path, "{text: x, spaces: smell, expect: [{object: a}]}"))
+
+
 def test_the_example_of_the_page_can_be_read(tmp_path: Path) -> None:
     """What docs/evaluation.md shows is a golden file."""
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")

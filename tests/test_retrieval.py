@@ -88,6 +88,8 @@ def retriever(place: Place) -> Retriever:
         ({"text": "x", "weights": {"words": -1.0}}, "no weight may be below 0"),
         ({"text": "x", "k": 0}, "k must be at least 1"),
         ({"text": "x", "diversify": 2.0}, "diversify between 0 and 1"),
+        ({"text": "x", "threshold": 1.5}, "threshold is a cosine, -1…1, not 1.5"),
+        ({"text": "x", "threshold": float("nan")}, "threshold is a cosine"),
         ({"text": "x", "group_by": "day"}, "grouped by 'object'"),
         ({"like": "nobody"}, "no keyframe is indexed for segment 'nobody'"),
         ({"text": "x", "where": "durations_s > 5"}, "did you mean duration_s"),
@@ -607,6 +609,9 @@ def test_a_face_is_asked_for_by_the_largest_in_the_picture(place: Place, tmp_pat
     answer = retriever.ask(Question(face=picture))
     assert answer.notes == (f"2 faces are in {picture}; the largest one is asked for",)
     assert answer.frame["segment_id"][0] == faces["segment_id"][0].as_py()
+    alike = retriever.search(face=picture, threshold=0.999)
+    assert alike["segment_id"].to_list() == answer.frame["segment_id"][:1].to_list()
+    assert len(answer.frame) > 1
     finder.found = (np.empty((0, 4), np.float32), np.empty((0, len(wanted)), np.float32))
     with pytest.raises(ConfigError, match="no face is found"):
         retriever.search(face=picture)

@@ -143,6 +143,8 @@ def test_every_part_of_a_question_is_asked(client: Client, media: Path, monkeypa
     assert answer["answers"][0]["box_px"] == [0.0, 0.0, 10.0, 10.0]
     segment = ask(client, text="anything").json()["answers"][-1]["segment_id"]
     assert ask(client, like=segment, weights={"visual": 2}).json()["answers"][0]["segment_id"] == segment
+    assert ask(client, like=segment, threshold=0.9999).json()["answers"][0]["segment_id"] == segment
+    assert len(ask(client, like=segment, threshold=0.9999).json()["answers"]) == 1
     grouped = ask(client, text="anything", group_by="object", diversify=0.5, collapse=True).json()["answers"]
     assert sorted(answer["object"]["key"] for answer in grouped) == ["clip.mp4", "picture0.png", "picture1.png"]
 
@@ -178,6 +180,7 @@ def test_too_many_answers_are_bounded_and_said(client: Client) -> None:
         ({"text": "x", "k": 0}, "k must be at least 1"),
         ({"text": "x", "k": "5"}, "k: Input should be a valid integer"),
         ({"text": "x", "diversify": 2}, "diversify between 0 and 1"),
+        ({"text": "x", "threshold": -2}, "threshold is a cosine"),
         ({"text": "x", "weights": {"visual": float("nan")}}, "weights.visual"),
         ({"text": "x", "spaces": ["smell"]}, "unknown signal 'smell'"),
         ({"text": "x", "group_by": "day"}, "group_by: Input should be 'object'"),

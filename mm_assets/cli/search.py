@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @examples(
     'mm search "a red circle"',
     "mm search --said '\"green star\" mountain*'",
-    'mm search --face photo.jpg --where "duration_s > 5" --group-by object',
+    'mm search --face photo.jpg --threshold 0.4 --where "duration_s > 5" --group-by object',
     'mm search "a person" --image photo.jpg --limit 3 --json',
 )
 @click.command()
@@ -38,6 +38,13 @@ if TYPE_CHECKING:
 @click.option("--group-by", type=click.Choice(["object"]), help="One answer for each object.")
 @click.option("--diversify", type=click.FloatRange(0, 1), default=0.0, help="0…1: prefer pictures that differ.")
 @click.option("--collapse", is_flag=True, help="Leave out pictures that are near-duplicates of better answers.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(-1, 1),
+    default=-1.0,
+    metavar="COSINE",
+    help="Pictures, faces and meanings less alike than this do not count; look at what --explain shows.",
+)
 @once(
     "--spaces",
     metavar="NAMES",

@@ -15,8 +15,8 @@ from mm_assets.errors import ConfigError
 from mm_assets.retrieval.questions import Question
 from mm_assets.settings_faults import explain_fault
 
-KINDS = ("text", "said", "shown", "image", "face")  # the parts of a question that can be asked alone
-_CONDITIONS = ("where", "group_by")
+KINDS = ("text", "said", "shown", "seen", "image", "face", "like")  # the parts of a question that can be asked alone
+_CONDITIONS = ("where", "group_by", "spaces", "threshold")
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -72,10 +72,14 @@ class GoldenQuery(_Part):
     text: str = ""
     said: str = ""
     shown: str = ""
+    seen: str = ""
     image: Path | None = None
     face: Path | None = None
+    like: str = ""
     where: str = ""
     group_by: Literal["object"] | None = None
+    spaces: str = ""
+    threshold: float | None = None
     within_s: float | None = Field(None, gt=0, allow_inf_nan=False)
     expect: tuple[Expected, ...] = Field(min_length=1)
 
@@ -114,7 +118,8 @@ class GoldenQuery(_Part):
         return ", ".join(f"{name}: {value}" for name, value in values.items())
 
     def _asked(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in (*KINDS, *_CONDITIONS) if getattr(self, name)}
+        values = {name: getattr(self, name) for name in (*KINDS, *_CONDITIONS)}
+        return {name: value for name, value in values.items() if value not in {None, ""}}
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ class Golden:
 
 
 def read_golden(file: Path) -> Golden:
-    """Read ``queries: [{text | said | shown | image | face, where?, group_by?, within_s?, expect: […]}]``.
+    """Read ``queries: [{text | said | shown | seen | image | face | like, where?, …, within_s?, expect: […]}]``.
 
     Pictures are found from the file's folder.
 

@@ -58,6 +58,8 @@ class Question:
     group_by : ``object`` for one answer for each object; None for moments
     diversify : 0…1, how much an answer may lose for looking like a better one (maximal marginal relevance)
     collapse : leave out near-duplicates of better answers
+    threshold : cosine, -1…1, from which on pictures, faces and meanings count as alike; words and names have none. What is
+        usual depends on the model: ``score`` of an answer's signals shows it
     """
 
     text: str = ""
@@ -74,6 +76,7 @@ class Question:
     group_by: str | None = None
     diversify: float = 0.0
     collapse: bool = False
+    threshold: float = -1.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked."""
@@ -90,6 +93,9 @@ class Question:
             raise ConfigError(msg)
         if self.k < 1 or not 0 <= self.diversify <= 1:
             msg = "k must be at least 1, and diversify between 0 and 1"
+            raise ConfigError(msg)
+        if not -1 <= self.threshold <= 1:
+            msg = f"threshold is a cosine, -1…1, not {self.threshold:g}"
             raise ConfigError(msg)
         if self.group_by not in {None, "object"}:
             msg = f"answers can be grouped by 'object', not by {self.group_by!r}"

@@ -88,7 +88,7 @@ class VisualSignal:
             queries.append(("looks like the picture", self._encoder.encode_images([read_picture(question.image)])))
         if question.like:
             queries.append(("looks like the segment", self._vector_of(question.like)))
-        return [self._ranked(name, query, n, within) for name, query in queries]
+        return [self._ranked(name, query, n, within, question.threshold) for name, query in queries]
 
     def _vector_of(self, segment_id: str) -> Floats:
         wanted = self.index.rows.known(np.array([vector_id(segment_id)]))
@@ -97,9 +97,9 @@ class VisualSignal:
             raise ConfigError(msg)
         return self.index.rows.gather(wanted)
 
-    def _ranked(self, name: str, query: Floats, n: int, within: GrownSelection | None) -> Ranked:
+    def _ranked(self, name: str, query: Floats, n: int, within: GrownSelection | None, threshold: float) -> Ranked:
         similarity, ids = self.index.search(query, n, within)
-        return _found(name, "visual", ids[0], similarity[0], self.index.rows)
+        return _found(name, "visual", ids[0], similarity[0], self.index.rows, threshold)
 
 
 class FaceSignal:
@@ -123,7 +123,7 @@ class FaceSignal:
         similarity, ids = self.index.search(vector, n, within)
         told = f"{n_faces} faces are in {name_of(question.face)}; the largest one is asked for"
         notes = [told] if n_faces > 1 else []
-        return [_found("has the face", "face", ids[0], similarity[0], self.index.rows)], notes
+        return [_found("has the face", "face", ids[0], similarity[0], self.index.rows, question.threshold)], notes
 
 
 def find_largest_face(finder: FaceFinder, picture: Picture) -> tuple[Floats, int]:
@@ -159,7 +159,7 @@ class MeaningSignal:
         question from much else. Where ``spaces`` asks for this signal, everything counts.
         """
         similarity, ids = self.index.search(self._encoder.encode_texts([question.text]), n, within)
-        found = _found("means the text", "text", ids[0], similarity[0], self.index.rows)
+        found = _found("means the text", "text", ids[0], similarity[0], self.index.rows, question.threshold)
         if "text" in question.spaces:
             return [found]
         n_near = int((found.scores >= _NEAR).sum())
@@ -191,6 +191,8 @@ class WordSignal:
         return found
 
 
-def _found(name: str, signal: str, ids: Ids, scores: Floats, rows: Rows) -> Ranked:
-    is_there = ids >= 0
+def _found(name: str, signal: str, ids: Ids, scores: Floats, rows: Rows, threshold: float) -> Ranked:
+    """Leave out places without an answer, and what is less similar than the threshold."""
+    least = threshold if threshold > -1 else -np.inf  # rounding takes a cosine below -1, too
+    is_there = (ids >= 0) & (scores >= least)
     return Ranked(name, signal, ids[is_there], scores[is_there], rows)

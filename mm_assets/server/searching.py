@@ -73,6 +73,10 @@ class GivenQuestion(_Part):
     group_by: Literal["object"] | None = Field(None, description="object: one answer for each object")
     diversify: FiniteFloat = Field(0.0, description="0…1: prefer pictures that differ")
     collapse: bool = Field(False, description="leave out pictures that are near-duplicates of better answers")
+    threshold: FiniteFloat = Field(
+        -1.0,
+        description="cosine from which on pictures, faces and meanings count as alike; look at the signals' scores",
+    )
     spaces: list[str] = Field([], description="signals to use, of visual, face, text, words, names; all when empty")
     weights: dict[str, FiniteFloat] = Field({}, description="signal → weight of its ranks, 1 by default, .9 for text")
 

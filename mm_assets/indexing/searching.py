@@ -4,8 +4,8 @@ Put here: searching an index, and its file format. Keep out: building and changi
 ids back to rows.
 
 FAISS says which vectors may be nearest; above a size it holds one bit for each of their dimensions (RaBitQ, Gao and
-Long 2024) in an inverted file, of which it looks at the lists that are about as near as the nearest one (Chen et al. 2021,
-SPANN). What is nearest is then decided by the vectors themselves, mapped into memory.
+Long 2024) in an inverted file, of which it looks at the lists that are about as near as the nearest ones (Chen et al.
+2021, SPANN). What is nearest is then decided by the vectors themselves, mapped into memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,16 +27,19 @@ ROWS_FILE = "rows.arrow"
 _INDEX = "vector index"  # the name in messages
 _COMPARED_ROWS = 2_000  # so few allowed vectors are compared without asking FAISS: 4 MB of 512 dimensions
 # So many times FAISS's error may a candidate lie below the last answer and still be compared: of 2,000 answers from
-# 1,000,000 vectors as many were found with 2, 3 and 4 (November 2026). As errors count what the first candidates are wrong
-# by, which FAISS takes for better than they are just because they come first.
-_DOUBT = 3.0
-# Where even the last candidate may be an answer, four times as many are asked for, and again.
-_FEWEST_CANDIDATES, _CANDIDATES_PER_ANSWER, _MORE, _MOST = 200, 8, 4, 16
+# 1,000,000 vectors as many were found with 2 as with 3, with 1.5 two fewer (November 2026). As errors count what the first
+# candidates are wrong by, which are wrong by more than others: they come first because FAISS takes them for better than
+# they are.
+_DOUBT = 2.0
+# Where even the last candidate may be an answer, four times as many are asked for, and once more: 40 MB of 512 dimensions
+# are compared at most, where not more are asked for at first.
+_FEWEST_CANDIDATES, _CANDIDATES_PER_ANSWER, _MORE, _MOST, _MOST_IN_ALL = 200, 8, 4, 16, 20_000
 _FEWEST_COMPARED = 100
 # The neighbours that a filter leaves are farther and more scattered: so many times the margin and the candidates, but no
 # more than a tenth of the lists, unless the margin itself takes more. Of 1,000,000 vectors, recall is .99 and more so where
 # 10, 1 and .1 % are left, at random or by whole groups of like ones; .98 where half of the groups are (November 2026).
-_MARGIN_UNDER_A_FILTER, _CANDIDATES_UNDER_A_FILTER, _LISTS_UNDER_A_FILTER = 1.75, 4, 0.1
+_MARGIN_UNDER_A_FILTER, _CANDIDATES_UNDER_A_FILTER, _LISTS_UNDER_A_FILTER = 1.25, 4, 0.1
+_USUAL_MARGIN = 2.0  # of an index that was made when a number of lists was visited
 _LIST, _NUMBER = "list", "number"
 
 
@@ -78,7 +81,7 @@ class VectorIndex:
     parameters : what it was built with and measured at, JSON types only: ``kind`` (``exact``: every vector is compared;
         ``ivf``: inverted file of RaBitQ codes, the best candidates compared by their vectors), ``dim``,
         ``recall_at_10``, ``n_lists``, ``margin`` (lists are visited that are so much less similar to the query than the
-        nearest one, cosine), ``n_trained`` (rows at the time the lists were made), ``n_changed`` (rows added and removed
+        nearest ones, in standard deviations over all lists: a text is unlike all pictures), ``n_trained`` (rows at the time the lists were made), ``n_changed`` (rows added and removed
         since), ``seed``, ``faiss_version``
     """
 
@@ -158,7 +161,7 @@ class VectorIndex:
         """Return (1, k) answers to a (dim,) query, from the lists that are near it."""
         lists, similarity, n_there = self._lists_to_visit(query, k, within)
         n = min(_candidates(k) * (1 if within is None else _CANDIDATES_UNDER_A_FILTER), n_there)
-        most = min(_MOST * _candidates(k), n_there)
+        most = min(max(n, min(_MOST * _candidates(k), _MOST_IN_ALL)), n_there)
         while True:
             guesses, places = self._ask_lists(query, n, lists, similarity, within)
             compared, n_compared = self._compare_best(query, guesses, places, k)
@@ -169,8 +172,8 @@ class VectorIndex:
     def _lists_to_visit(self, query: Floats, k: int, within: Selection | None) -> tuple[Ids, Floats, int]:
         """Return lists, how similar they are, and how many vectors lie there that may be answers: k at least.
 
-        These are the nearest ones, which together hold so many vectors as candidates are asked for, and those that are
-        not much less similar than the last of these. So recall is the same for ten answers and for hundreds.
+        These are the nearest ones, which together hold some vectors for each answer, and those that are not much less
+        similar than the last of these. So recall is the same for ten answers and for hundreds.
         """
         margin = self.parameters["margin"]
         if within is None:
@@ -211,10 +214,12 @@ class VectorIndex:
         given = [faiss.swig_ptr(array) for array in (query, lists, similarity, guesses, found)]
         # FAISS's own wrapper refuses parameters, and so filters.
         self.faiss_index.search_preassigned_c(1, given[0], n, *given[1:], False, parameters)
+        if found[-1] < 0:  # FAISS puts what it did not find last
+            raise SchemaError(_INDEX, f"{n} vectors in {len(lists)} lists", f"{np.count_nonzero(found >= 0)}")
         return guesses, self._places[found]
 
     def _compare_best(self, query: Floats, guesses: Floats, places: Ids, k: int) -> tuple[Floats, int]:
-        """Return the cosines of the first candidates, and how many these are: all that can be among the k best.
+        """Return the cosines of the first candidates, and how many these are: all that may well be among the k best.
 
         How wrong the guesses are, the very first ones tell, which are compared in any case.
         """
@@ -290,13 +295,13 @@ class VectorIndex:
         except RuntimeError as error:
             raise SchemaError(_INDEX, "a FAISS index", str(folder / INDEX_FILE)) from error
         places = read_rows(folder / ROWS_FILE)
-        if not {_LIST, _NUMBER} <= set(places.schema.names) or "margin" not in parameters:
-            raise SchemaError(_INDEX, "one of this version", "one of an earlier version; run `mm ingest`")
+        if not {_LIST, _NUMBER} <= set(places.schema.names):
+            raise SchemaError(_INDEX, f"{_LIST} and {_NUMBER}", "an index of an earlier version; run `mm ingest`")
         if (index.d, index.ntotal) != (parameters["dim"], places.num_rows):
             expected = f"{places.num_rows} vectors of dimension {parameters['dim']}"
             raise SchemaError(_INDEX, expected, f"{index.ntotal} of dimension {index.d}")
         lists, numbers = (single(places[name]).to_numpy() for name in (_LIST, _NUMBER))
-        return cls(index, Rows.open(places, parts, index.d), lists, numbers, parameters)
+        return cls(index, Rows.open(places, parts, index.d), lists, numbers, {"margin": _USUAL_MARGIN, **parameters})
 
 
 def bits_of(numbers: Numbers, n: int) -> npt.NDArray[np.uint8]:
@@ -335,8 +340,8 @@ def _first_with(n_there: Ids, n_rows: int) -> int:
 
 
 def _n_within(similarity: Floats, n: int, margin: float) -> int:
-    """Return how many lists are at most so much less similar than the n-th."""
-    return int(np.count_nonzero(similarity >= similarity[n - 1] - margin))
+    """Return how many lists are at most so many standard deviations less similar than the n-th."""
+    return int(np.count_nonzero(similarity >= similarity[n - 1] - margin * similarity.std()))
 
 
 def best_of(similarity: Floats, ids: Ids, k: int) -> tuple[Floats, Ids]:

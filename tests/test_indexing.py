@@ -178,7 +178,7 @@ def test_asking_again_finds_what_few_candidates_do_not(monkeypatch: pytest.Monke
     """Short codes tell little: with as many candidates as at first, the bar is out of reach."""
     matrix = unit(np.random.default_rng(0).normal(size=(6_000, 48)))
     assert build_index(stored(names(6_000), matrix), exact_rows=0, min_recall=0.99).recall >= 0.99
-    monkeypatch.setattr("mm_assets.indexing.searching._MOST", 1)
+    monkeypatch.setattr("mm_assets.indexing.searching._MANY_CANDIDATES", 200)
     with pytest.raises(ConfigError, match=r"is 0\.\d+ at best"):
         build_index(stored(names(6_000), matrix), exact_rows=0, min_recall=0.99)
 
@@ -208,7 +208,7 @@ def test_a_filtered_search_starts_from_lists_that_hold_enough() -> None:
 
 def test_build_index_refuses_to_return_an_index_below_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """Vectors nearer to each other than their codes can tell: the error names the settings that help."""
-    monkeypatch.setattr("mm_assets.indexing.searching._MOST", 1)
+    monkeypatch.setattr("mm_assets.indexing.searching._MANY_CANDIDATES", 200)
     random = np.random.default_rng(0)
     matrix = unit(np.eye(8)[:1] + 0.01 * random.normal(size=(3_000, 8)))
     with pytest.raises(ConfigError, match=r"refresh\.exact_index_rows to 3000 .*lower refresh\.min_recall"):

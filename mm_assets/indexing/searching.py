@@ -31,9 +31,9 @@ _COMPARED_ROWS = 2_000  # so few allowed vectors are compared without asking FAI
 # candidates are wrong by, which are wrong by more than others: they come first because FAISS takes them for better than
 # they are.
 _DOUBT = 2.0
-# Where even the last candidate may be an answer, four times as many are asked for, and once more: 40 MB of 512 dimensions
-# are compared at most, where not more are asked for at first.
-_FEWEST_CANDIDATES, _CANDIDATES_PER_ANSWER, _MORE, _MOST, _MOST_IN_ALL = 200, 8, 4, 16, 20_000
+# So many candidates are asked for at first; where even the last one may be an answer, once more for so many.
+_FEWEST_CANDIDATES, _CANDIDATES_PER_ANSWER = 200, 2
+_MANY_CANDIDATES, _MANY_PER_ANSWER = 3_200, 8
 _FEWEST_COMPARED = 100
 # The neighbours that a filter leaves are farther and more scattered: so many times the margin and the candidates, but no
 # more than a tenth of the lists, unless the margin itself takes more. Of 1,000,000 vectors, recall is .99 and more so where
@@ -160,20 +160,20 @@ class VectorIndex:
     def _search_lists(self, query: Floats, k: int, within: Selection | None) -> tuple[Floats, Ids]:
         """Return (1, k) answers to a (dim,) query, from the lists that are near it."""
         lists, similarity, n_there = self._lists_to_visit(query, k, within)
-        n = min(_candidates(k) * (1 if within is None else _CANDIDATES_UNDER_A_FILTER), n_there)
-        most = min(max(n, min(_MOST * _candidates(k), _MOST_IN_ALL)), n_there)
-        while True:
+        first = _candidates(k) * (1 if within is None else _CANDIDATES_UNDER_A_FILTER)
+        many = max(first, _MANY_CANDIDATES, _MANY_PER_ANSWER * k)
+        for n in sorted({min(first, n_there), min(many, n_there)}):
             guesses, places = self._ask_lists(query, n, lists, similarity, within)
             compared, n_compared = self._compare_best(query, guesses, places, k)
-            if n_compared < n or n == most:
-                return best_of(compared[None], self.rows.ids[places[None, :n_compared]], k)
-            n = min(_MORE * n, most)
+            if n_compared < n:
+                break
+        return best_of(compared[None], self.rows.ids[places[None, :n_compared]], k)
 
     def _lists_to_visit(self, query: Floats, k: int, within: Selection | None) -> tuple[Ids, Floats, int]:
         """Return lists, how similar they are, and how many vectors lie there that may be answers: k at least.
 
         These are the nearest ones, which together hold some vectors for each answer, and those that are not much less
-        similar than the last of these. So recall is the same for ten answers and for hundreds.
+        similar than the last of these. So recall is much the same for ten answers and for hundreds.
         """
         margin = self.parameters["margin"]
         if within is None:

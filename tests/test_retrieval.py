@@ -90,6 +90,7 @@ def retriever(place: Place) -> Retriever:
         ({"text": "x", "diversify": 2.0}, "diversify between 0 and 1"),
         ({"text": "x", "threshold": 1.5}, "threshold is a cosine, -1…1, not 1.5"),
         ({"text": "x", "threshold": float("nan")}, "threshold is a cosine"),
+        ({"said": "x", "threshold": 0.5}, "words and names have no threshold"),
         ({"text": "x", "group_by": "day"}, "grouped by 'object'"),
         ({"like": "nobody"}, "no keyframe is indexed for segment 'nobody'"),
         ({"text": "x", "where": "durations_s > 5"}, "did you mean duration_s"),
@@ -453,6 +454,10 @@ def test_meaning_counts_where_few_are_near(tmp_path: Path) -> None:
     np.testing.assert_allclose(ranked.scores, [0.99, 0.9], atol=1e-6)
     [ranked] = few.rank(Question(text="q", spaces=("text",)), 100, None)
     assert len(ranked.ids) == 4
+    [ranked] = few.rank(Question(text="q", threshold=0.95), 100, None)
+    np.testing.assert_allclose(ranked.scores, [0.99], atol=1e-6)
+    crowd = meaning(tmp_path, 0.99, *[0.9] * 11)
+    assert crowd.rank(Question(text="q", threshold=0.95), 100, None) == []
     assert meaning(tmp_path, *[0.99] * 11).rank(Question(text="q"), 100, None) == []
     assert meaning(tmp_path, 0.5).rank(Question(text="q"), 100, None) == []
 

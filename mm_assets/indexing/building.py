@@ -46,7 +46,7 @@ def build_index(rows: Rows, *, exact_rows: int, min_recall: float) -> VectorInde
     if len(rows) <= exact_rows or len(rows) == 0:
         return _build_exact(rows)
     test = _RecallTest(rows)
-    return _with_reserve(_tune(_build_inverted(rows), test, min_recall), test)
+    return _with_reserve(_tune(_build_inverted(rows), test, min_recall), test, min_recall)
 
 
 def update_index(current: VectorIndex, rows: Rows, *, exact_rows: int, min_recall: float) -> VectorIndex:
@@ -79,7 +79,7 @@ def _changes(old: Rows, new: Rows) -> tuple[Ids, Ids]:
 
 
 def _change(current: VectorIndex, rows: Rows, gone: Ids, come: Ids, n_changed: int, min_recall: float) -> VectorIndex:
-    index, before = current.faiss_index, rows_of(rows.ids, current.rows.ids)
+    index, before, margin = current.faiss_index, rows_of(rows.ids, current.rows.ids), current.parameters["margin"]
     n_numbers = int(current.numbers.max(initial=-1)) + 1
     leaving = bits_of(current.numbers[rows_of(gone, current.rows.ids)], n_numbers)
     index.remove_ids(selector_of(leaving))
@@ -89,7 +89,9 @@ def _change(current: VectorIndex, rows: Rows, gone: Ids, come: Ids, n_changed: i
     numbers[coming] = np.arange(n_numbers, n_numbers + len(come))
     lists[coming] = _add(index, numbers[coming], rows.gather(come))
     changed = VectorIndex(index, rows, lists, numbers, current.parameters | {"n_changed": n_changed})
-    return _tune(changed, _RecallTest(rows), min_recall)
+    test = _RecallTest(rows)
+    tuned = _tune(changed, test, min_recall)
+    return tuned if tuned.parameters["margin"] == margin else _with_reserve(tuned, test, min_recall)
 
 
 def _add(index: Any, numbers: Numbers, matrix: Floats) -> Numbers:
@@ -150,27 +152,30 @@ def _build_inverted(rows: Rows) -> VectorIndex:
 
 def _tune(index: VectorIndex, test: "_RecallTest", min_recall: float) -> VectorIndex:
     """Measure recall; where it is not enough, visit lists that are farther and farther, all of them in the end."""
+    best = 0.0
     while True:
         index = test.measured(index)
         if index.recall >= min_recall:
             return index
+        best = max(best, index.recall)
         if test.n_codes(index) >= index.n_rows:
             break
         index = _wider(index)
     msg = (
-        f"recall@{_MEASURED_AT} of the index over {index.n_rows} vectors is {index.recall:.4f} at best, "
+        f"recall@{_MEASURED_AT} of the index over {index.n_rows} vectors is {best:.4f} at best, "
         f"below refresh.min_recall = {min_recall}; raise refresh.exact_index_rows to {index.n_rows} or more "
         "(exact, slower), or lower refresh.min_recall"
     )
     raise ConfigError(msg)
 
 
-def _with_reserve(index: VectorIndex, test: "_RecallTest") -> VectorIndex:
+def _with_reserve(index: VectorIndex, test: "_RecallTest", min_recall: float) -> VectorIndex:
     """Widen the margin as long as it costs little: queries may be less like the vectors than those of the test."""
     least, most = index, _RESERVE * test.n_codes(index)
     while test.n_codes(index) < test.n_codes(wider := _wider(index)) <= most:
         index = wider
-    return max(least, test.measured(index), key=lambda either: either.recall)
+    wide = test.measured(index)
+    return wide if wide.recall >= min_recall else least
 
 
 def _wider(index: VectorIndex) -> VectorIndex:

@@ -98,7 +98,7 @@ class Row:
 
 
 def _reader_of(column: pa.Array) -> Callable[[int], Any]:
-    """Return what reads one value, straight from Arrow's buffers where that is simple: its scalars take five times as long."""
+    """Return what reads one value, straight from Arrow's buffers where that is simple: its scalars take three times as long."""
     is_text = pa.types.is_string(column.type)
     if (
         column.offset

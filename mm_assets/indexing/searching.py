@@ -32,9 +32,10 @@ _COMPARED_ROWS = 2_000  # so few allowed vectors are compared without asking FAI
 # they are.
 _DOUBT = 2.0
 # So many candidates are asked for at first; where even the last one may be an answer, once more for so many.
-_FEWEST_CANDIDATES, _CANDIDATES_PER_ANSWER = 200, 2
+_FEWEST_CANDIDATES, _CANDIDATES_PER_ANSWER = 200, 4
 _MANY_CANDIDATES, _MANY_PER_ANSWER = 3_200, 8
 _FEWEST_COMPARED = 100
+_FEWEST_ROWS, _ROWS_PER_ANSWER = 200, 2  # in the nearest lists, from which the margin is counted
 # The neighbours that a filter leaves are farther and more scattered: so many times the margin and the candidates, but no
 # more than a tenth of the lists, unless the margin itself takes more. Of 1,000,000 vectors, recall is .99 and more so where
 # 10, 1 and .1 % are left, at random or by whole groups of like ones; .98 where half of the groups are (November 2026).
@@ -81,7 +82,7 @@ class VectorIndex:
     parameters : what it was built with and measured at, JSON types only: ``kind`` (``exact``: every vector is compared;
         ``ivf``: inverted file of RaBitQ codes, the best candidates compared by their vectors), ``dim``,
         ``recall_at_10``, ``n_lists``, ``margin`` (lists are visited that are so much less similar to the query than the
-        nearest ones, in standard deviations over all lists: a text is unlike all pictures), ``n_trained`` (rows at the time the lists were made), ``n_changed`` (rows added and removed
+        nearest ones, in standard deviations over the lists that may hold answers), ``n_trained`` (rows at the time the lists were made), ``n_changed`` (rows added and removed
         since), ``seed``, ``faiss_version``
     """
 
@@ -137,7 +138,7 @@ class VectorIndex:
         Raises
         ------
         SchemaError
-            The queries are not unit vectors of this dimension.
+            The queries are not unit vectors of this dimension, or FAISS holds fewer vectors in a list than the index says.
         """
         matrix = as_unit_vectors(queries, self.parameters["dim"])
         n_there = self.n_rows if within is None else len(within.places)
@@ -160,7 +161,9 @@ class VectorIndex:
     def _search_lists(self, query: Floats, k: int, within: Selection | None) -> tuple[Floats, Ids]:
         """Return (1, k) answers to a (dim,) query, from the lists that are near it."""
         lists, similarity, n_there = self._lists_to_visit(query, k, within)
-        first = _candidates(k) * (1 if within is None else _CANDIDATES_UNDER_A_FILTER)
+        first = max(_FEWEST_CANDIDATES, _CANDIDATES_PER_ANSWER * k)
+        if within is not None:
+            first *= _CANDIDATES_UNDER_A_FILTER
         many = max(first, _MANY_CANDIDATES, _MANY_PER_ANSWER * k)
         for n in sorted({min(first, n_there), min(many, n_there)}):
             guesses, places = self._ask_lists(query, n, lists, similarity, within)
@@ -175,14 +178,14 @@ class VectorIndex:
         These are the nearest ones, which together hold some vectors for each answer, and those that are not much less
         similar than the last of these. So recall is much the same for ten answers and for hundreds.
         """
-        margin = self.parameters["margin"]
+        margin, n_rows = self.parameters["margin"], max(_FEWEST_ROWS, _ROWS_PER_ANSWER * k)
         if within is None:
             order, similarity, n_there = _sort_lists(query, self._centroids, self._list_sizes)
-            n_least = _first_with(n_there, _candidates(k))
+            n_least = _first_with(n_there, n_rows)
             n = _n_within(similarity, n_least, margin)
             return order[:n], similarity[:n], int(n_there[n - 1])
         order, similarity, n_there = _sort_lists(query, within.centroids, within.n_in_lists)
-        n_least = _first_with(n_there, _candidates(k))
+        n_least = _first_with(n_there, n_rows)
         n_most = max(int(_LISTS_UNDER_A_FILTER * self.parameters["n_lists"]), _n_within(similarity, 1, margin), n_least)
         n = min(_n_within(similarity, n_least, _MARGIN_UNDER_A_FILTER * margin), n_most)
         return within.lists[order[:n]], similarity[:n], int(n_there[n - 1])
@@ -316,11 +319,6 @@ def selector_of(bits: npt.NDArray[np.uint8]) -> Any:
     import faiss
 
     return faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-
-
-def _candidates(k: int) -> int:
-    """Return how many candidates are asked for at first."""
-    return max(_FEWEST_CANDIDATES, _CANDIDATES_PER_ANSWER * k)
 
 
 def _sort_lists(query: Floats, centroids: Floats, sizes: Ids) -> tuple[Ids, Floats, Ids]:

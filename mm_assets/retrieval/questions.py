@@ -97,6 +97,9 @@ class Question:
         if not -1 <= self.threshold <= 1:
             msg = f"threshold is a cosine, -1…1, not {self.threshold:g}"
             raise ConfigError(msg)
+        if self.threshold > -1 and not any((self.text, self.image, self.face, self.like)):
+            msg = "words and names have no threshold; it is for pictures, faces and meanings"
+            raise ConfigError(msg)
         if self.group_by not in {None, "object"}:
             msg = f"answers can be grouped by 'object', not by {self.group_by!r}"
             raise ConfigError(msg)

@@ -22,6 +22,7 @@ from mm_assets.wording import SAID, SHOWN
 # is .961, .987, 1.000 and 1.000 from a cosine of .7, .8, .85 and .9 on, 1.000 without the signal; among ten answers are
 # 8, 7, 7 and 6 of the paraphrases, 4 without it.
 _NEAR = 0.85  # cosine of question and piece
+_ROUNDING = 1e-5  # of a cosine: a vector is not always quite 1 like itself, nor -1 like its opposite
 _CROWD = 10  # more pieces than this that are as near say nothing
 
 
@@ -156,14 +157,15 @@ class MeaningSignal:
         """Rank pieces of texts by how near they are to the text of a question.
 
         Beside other signals only what is near enough counts, and nothing where a crowd is: the model does not tell the
-        question from much else. Where ``spaces`` asks for this signal, everything counts.
+        question from much else. Where ``spaces`` asks for this signal, everything counts that the threshold lets pass.
         """
         similarity, ids = self.index.search(self._encoder.encode_texts([question.text]), n, within)
         found = _found("means the text", "text", ids[0], similarity[0], self.index.rows, question.threshold)
         if "text" in question.spaces:
             return [found]
-        n_near = int((found.scores >= _NEAR).sum())
-        n_kept = n_near if n_near <= _CROWD else 0
+        if (similarity[0] >= _NEAR).sum() > _CROWD:
+            return []
+        n_kept = int((found.scores >= _NEAR).sum())
         return [replace(found, ids=found.ids[:n_kept], scores=found.scores[:n_kept])] if n_kept else []
 
 
@@ -193,6 +195,5 @@ class WordSignal:
 
 def _found(name: str, signal: str, ids: Ids, scores: Floats, rows: Rows, threshold: float) -> Ranked:
     """Leave out places without an answer, and what is less similar than the threshold."""
-    least = threshold if threshold > -1 else -np.inf  # rounding takes a cosine below -1, too
-    is_there = (ids >= 0) & (scores >= least)
+    is_there = (ids >= 0) & (scores >= threshold - _ROUNDING)
     return Ranked(name, signal, ids[is_there], scores[is_there], rows)

@@ -98,25 +98,16 @@ class Row:
 
 
 def _reader_of(column: pa.Array) -> Callable[[int], Any]:
-    """Return what reads one value, straight from Arrow's buffers where that is simple: its scalars take three times as long."""
-    is_text = pa.types.is_string(column.type)
-    if (
-        column.offset
-        or not len(column)
-        or not (is_text or pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
-    ):
+    """Return what reads one value; numbers straight from Arrow's buffers, as its scalars take two to four times as long."""
+    is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    if column.offset or not len(column) or not is_number:
         return lambda row: column[row].as_py()
-    validity, *buffers = column.buffers()
-    read = _text_reader(*buffers) if is_text else np.frombuffer(buffers[0], column.type.to_pandas_dtype()).item
+    validity, values = column.buffers()
+    read = np.frombuffer(values, column.type.to_pandas_dtype()).item
     if not column.null_count:
         return read
     bits = memoryview(validity)
     return lambda row: read(row) if bits[row >> 3] >> (row & 7) & 1 else None
-
-
-def _text_reader(offsets: pa.Buffer, text: pa.Buffer | None) -> Callable[[int], str]:
-    starts, encoded = memoryview(offsets).cast("B").cast("i"), memoryview(text or b"")
-    return lambda row: str(encoded[starts[row] : starts[row + 1]], "utf-8")
 
 
 def write_part(file: Path, rows: pa.Table, item_column: str) -> None:

@@ -178,17 +178,18 @@ class VectorIndex:
         These are the nearest ones, which together hold some vectors for each answer, and those that are not much less
         similar than the last of these. So recall is much the same for ten answers and for hundreds.
         """
-        margin, n_rows = self.parameters["margin"], max(_FEWEST_ROWS, _ROWS_PER_ANSWER * k)
-        if within is None:
-            order, similarity, n_there = _sort_lists(query, self._centroids, self._list_sizes)
-            n_least = _first_with(n_there, n_rows)
-            n = _n_within(similarity, n_least, margin)
-            return order[:n], similarity[:n], int(n_there[n - 1])
-        order, similarity, n_there = _sort_lists(query, within.centroids, within.n_in_lists)
-        n_least = _first_with(n_there, n_rows)
-        n_most = max(int(_LISTS_UNDER_A_FILTER * self.parameters["n_lists"]), _n_within(similarity, 1, margin), n_least)
-        n = min(_n_within(similarity, n_least, _MARGIN_UNDER_A_FILTER * margin), n_most)
-        return within.lists[order[:n]], similarity[:n], int(n_there[n - 1])
+        centroids, sizes = self._centroids, self._list_sizes
+        if within is not None:
+            centroids, sizes = within.centroids, within.n_in_lists
+        order, similarity, n_there = _sort_lists(query, centroids, sizes)
+        n_least = _first_with(n_there, max(_FEWEST_ROWS, _ROWS_PER_ANSWER * k))
+        margin = self.parameters["margin"] * similarity.std()
+        n = _n_within(similarity, n_least, margin * (1 if within is None else _MARGIN_UNDER_A_FILTER))
+        if within is not None:
+            tenth = int(_LISTS_UNDER_A_FILTER * self.parameters["n_lists"])
+            n = min(n, max(tenth, n_least, _n_within(similarity, 1, margin)))
+        lists = order[:n] if within is None else within.lists[order[:n]]
+        return lists, similarity[:n], int(n_there[n - 1])
 
     def n_codes(self, queries: Floats, k: int) -> float:
         """Return how many codes a search of all vectors looks at, on average."""
@@ -338,8 +339,8 @@ def _first_with(n_there: Ids, n_rows: int) -> int:
 
 
 def _n_within(similarity: Floats, n: int, margin: float) -> int:
-    """Return how many lists are at most so many standard deviations less similar than the n-th."""
-    return int(np.count_nonzero(similarity >= similarity[n - 1] - margin * similarity.std()))
+    """Return how many lists are at most so much less similar than the n-th."""
+    return int(np.count_nonzero(similarity >= similarity[n - 1] - margin))
 
 
 def best_of(similarity: Floats, ids: Ids, k: int) -> tuple[Floats, Ids]:

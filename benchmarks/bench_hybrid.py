@@ -1,20 +1,25 @@
 """What a question of words and look costs over a million scenes: words by BM25, vectors, fusion, ten rows.
 
-Run with ``python benchmarks/bench_search.py --hybrid [--n 1000000]``. Put here: scenes with something said in each, and
-the parts of a question in the retriever's order. Keep out: vectors, which ``bench_search`` draws.
+Run with ``python benchmarks/bench_hybrid.py [--n 1000000]``. Put here: scenes with something said in each, questions of
+several kinds, and the parts of a question in the retriever's order. Keep out: vectors, which ``bench_search`` draws.
 
-Words follow Zipf's law as Mandelbrot wrote it, over 200,000 words; a question asks for two words that stand side by side
-in some text, for three words that are said in it, and for a look. The model's own part, encoding the question, is left
-out.
+Words follow Zipf's law as Mandelbrot wrote it, over 200,000 words. The words of a question are looked for as a phrase in
+what is said and shown, and one by one in what is said; the text has the look of a vector drawn for it. SQLite's FTS5 is
+asked for the same words. The model's own part, encoding the question, is left out.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import argparse
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from bench_search import DIM, N_QUERIES, ROWS_PER_PART, TIMES, cpu_s, draw
+from rich.console import Console
 from rich.table import Table
 
 from mm_assets.identity import item_id, segment_id
@@ -27,9 +32,15 @@ from mm_assets.texts import Text, TextIndex, update_texts
 from mm_assets.vectors import Floats, to_arrow
 from mm_assets.wording import PIECES, SAID
 
-GOAL_MS = 4.0
 N_CANDIDATES = 100
 N_WORDS, SCENES_PER_OBJECT, SCENE_S = 200_000, 50, 5.0
+# From which to which rank the words of a question are drawn.
+RANKS = {
+    "two words": ((1_000, 20_000), (1_000, 20_000)),
+    "three, one of them frequent": ((20, 200), (500, 5_000), (5_000, 50_000)),
+    "a rare word": ((30_000, 150_000),),
+}
+AS_SAID = "a phrase of two, and three words, as often as they are said"
 VOCABULARY = np.array([f"w{rank}" for rank in range(N_WORDS)], object)
 
 
@@ -116,31 +127,61 @@ def _texts(parts: Sequence[Part]) -> Iterator[Text]:
         yield from (Text(text_id, number, kind, text) for text_id, kind, text in zip(*columns, strict=True))
 
 
-def draw_questions(n: int) -> list[Question]:
-    """Draw questions that have an answer: words are asked for as often as they are said."""
+def draw_questions() -> dict[str, list[Question]]:
+    """Draw questions of each kind; the last ones have an answer, and words that are asked for as often as they are said."""
     random = np.random.default_rng(7)
-    found = []
-    for words in draw_texts(min(n, ROWS_PER_PART), seed=0)[:N_QUERIES]:
+    found: dict[str, list[Question]] = {}
+    for kind, ranks in RANKS.items():
+        texts = [" ".join(VOCABULARY[random.integers(*of)] for of in ranks) for _ in range(N_QUERIES)]
+        found[kind] = [Question(text=text, said=text) for text in texts]
+    found[AS_SAID] = []
+    for words in draw_texts(ROWS_PER_PART, seed=0)[:N_QUERIES]:
         first = int(random.integers(len(words) - 1))
         said = " ".join(random.choice(words, 3, replace=False))
-        found.append(Question(text=" ".join(words[first : first + 2]), said=said))
+        found[AS_SAID].append(Question(text=" ".join(words[first : first + 2]), said=said))
     return found
 
 
+class Fts5:
+    """The same words in SQLite's full text index."""
+
+    def __init__(self, file: Path, parts: Sequence[Part]) -> None:
+        self._sqlite = sqlite3.connect(file)
+        self._sqlite.execute("CREATE VIRTUAL TABLE texts USING fts5(text, content='')")
+        for part in parts:
+            rows = zip(part.ids.tolist(), part.rows["text"].to_pylist(), strict=True)
+            self._sqlite.executemany("INSERT INTO texts (rowid, text) VALUES (?, ?)", rows)
+        self._sqlite.execute("INSERT INTO texts (texts) VALUES ('optimize')")
+        self._sqlite.commit()
+
+    def rank(self, question: Question) -> None:
+        """Ask for a phrase and for any of the words."""
+        for asked in (f'"{question.text}"', " OR ".join(question.said.split())):
+            query = "SELECT rowid, rank FROM texts WHERE texts MATCH ? ORDER BY rank LIMIT ?"
+            self._sqlite.execute(query, (asked, N_CANDIDATES)).fetchall()
+
+
 def measure_hybrid(folder: Path, n: int, min_recall: float) -> Table:
-    """Return a table of CPU milliseconds: median and 95th percentile of each part and of the whole, each the least of four."""
+    """Return a table of CPU milliseconds of each kind of question: medians, each question the least of several times."""
     look, words = open_signals(folder, n, min_recall)
-    questions = draw_questions(n)
-    for question in questions:
-        ask(look, words, question)
-    times = [[ask(look, words, question) for question in questions] for _ in range(TIMES)]
-    costs = [{part: min(cost[part] for cost in same) for part in same[0]} for same in zip(*times, strict=True)]
-    title = f"a question of words and look, {n:,} of each; goal {GOAL_MS:.0f} ms"
-    table = Table("part", "median ms", "95th ms", title=title)
-    for part in costs[0]:
-        values = [cost[part] for cost in costs]
-        table.add_row(part, f"{np.median(values):.2f}", f"{np.percentile(values, 95):.2f}")
+    fts5 = Fts5(folder / "fts5", words.rows.parts)
+    parts = ("vectors", "words", "fusion", "ten rows", "all")
+    table = Table("question", *parts, "all, 95th percentile", "words by FTS5", title=f"ms a question, {n:,} of each")
+    for kind, questions in draw_questions().items():
+        costs = measure(questions, lambda question: ask(look, words, question))
+        other = measure(questions, lambda question: {"words": 1_000 * cpu_s(lambda: fts5.rank(question))[0]})
+        medians = [f"{np.median(costs[part]):.2f}" for part in parts]
+        tail = f"{np.percentile(costs['all'], 95):.2f}"
+        table.add_row(kind, *medians, tail, f"{np.median(other['words']):.2f}")
     return table
+
+
+def measure(
+    questions: Sequence[Question], cost_of: Callable[[Question], Mapping[str, float]]
+) -> Mapping[str, Sequence[float]]:
+    """Return part → what it costs in each question, the least of several times, after one that is not counted."""
+    times = [[cost_of(question) for question in questions] for _ in range(TIMES + 1)][1:]
+    return {part: [min(cost[part] for cost in same) for same in zip(*times, strict=True)] for part in times[0][0]}
 
 
 def ask(look: VisualSignal, words: WordSignal, question: Question) -> dict[str, float]:
@@ -159,3 +200,21 @@ def ask(look: VisualSignal, words: WordSignal, question: Question) -> dict[str, 
     )
     timed("ten rows", lambda: to_rows(chosen, lambda alias, key: f"s3://{alias}/{key}", None))
     return costs | {"all": sum(costs.values())}
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--n", type=int, default=1_000_000, help="scenes, each with a vector and a text")
+    parser.add_argument("--min-recall", type=float, default=0.995)
+    arguments = parser.parse_args()
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        Console().print(measure_hybrid(Path(name), arguments.n, arguments.min_recall))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

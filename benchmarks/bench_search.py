@@ -1,7 +1,6 @@
 """What a search costs and finds: our index beside two of FAISS, hnswlib, lancedb and qdrant's local mode, in one run.
 
-Run with ``python benchmarks/bench_search.py [--n 1000000]``; with ``--hybrid``, what a question of words and look costs.
-The others take part where they are installed (``pip install hnswlib lancedb qdrant-client``). Put here: data,
+Run with ``python benchmarks/bench_search.py [--n 1000000]``. The others take part where they are installed (``pip install hnswlib lancedb qdrant-client``). Put here: data,
 measurements, the table. Keep out: how searching works, and how the others are used (``search_peers``).
 
 Each contender is built in one process, which stores it, and asked in another, which opens it: CPU seconds of all their
@@ -293,10 +292,9 @@ def compare(folder: Path, wanted: Sequence[str], n: int, console: Console) -> Ta
 def read_arguments() -> argparse.Namespace:
     """Read the command line; ``--step``, ``--folder`` and ``--target`` are for processes that this one starts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--n", type=int, default=1_000_000, help="vectors, and texts with --hybrid")
+    parser.add_argument("--n", type=int, default=1_000_000, help="vectors")
     parser.add_argument("--min-recall", type=float, default=0.995)
     parser.add_argument("--peers", default=",".join(list(CONTENDERS)[1:]), help="which others, by name")
-    parser.add_argument("--hybrid", action="store_true", help="questions of words and look instead")
     parser.add_argument("--step", choices=("build", "ask"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--target", type=float, default=0.0, help=argparse.SUPPRESS)
@@ -313,13 +311,7 @@ def main() -> int:
     faiss.omp_set_num_threads(1)
     console = Console()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if arguments.hybrid:
-            from bench_hybrid import measure_hybrid
-
-            console.print(measure_hybrid(folder, arguments.n, arguments.min_recall))
-        else:
-            measure_vectors(folder, arguments, console)
+        measure_vectors(Path(name), arguments, console)
     return 0
 
 

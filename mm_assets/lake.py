@@ -17,10 +17,13 @@ Put here: the layout of the lake and its Parquet. Keep out: what the rows mean, 
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,9 +32,11 @@ from mm_assets.buckets.base import ObjectNotFoundError, Store, StoredObject
 from mm_assets.errors import ConfigError
 from mm_assets.schemas import Table, check_schema
 
+_T = TypeVar("_T")
 PROVENANCE = b"mm_assets"
 JUDGEMENTS, ARRIVALS = "judgements/", "arrivals/"  # of batches, until a publish shows the same rows
 _READ_THREADS = 8
+_RELEASED_WITHIN_S = 1.0  # a thread of Arrow lets go of a file; it takes microseconds
 _TAIL_BYTES = 1 << 16  # what readers of Parquet ask for first
 _ROWS_PER_GROUP = 64  # results hold images: a small group keeps readers' memory flat
 _SHARD_KEY = re.compile(r"tables/(?P<table>[^/]+)/shard=(?P<shard>\d{1,9})/part-0\.parquet")
@@ -131,7 +136,7 @@ class Lake:
     def read_columns(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a Parquet file; raises ObjectNotFoundError."""
         with RangeFile(self.store, key) as file:
-            return pq.read_table(file, columns=list(columns) if columns else None, partitioning=None)
+            return read_parquet(file, columns)
 
     def recipes(self) -> Iterator[tuple[str, str]]:
         """Yield each (step, recipe) that has results; one listing call for each, however many results there are."""
@@ -373,6 +378,41 @@ def parse_result_key(key: str) -> tuple[str, str, str] | None:
     """Return (step, recipe, object_id) of a result's key; None for what is none of ours."""
     match = _RESULT_KEY.fullmatch(key)
     return (match["step"], match["recipe"], match["object_id"]) if match else None
+
+
+def read_parquet(file: io.IOBase, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file that Python opened; pyarrow's ArrowException or OSError where it is damaged, or lacks a column."""
+    wanted = list(columns) if columns is not None else None
+    return lend(file, lambda lent: pq.read_table(lent, columns=wanted, partitioning=None))
+
+
+def lend(file: io.IOBase, read: Callable[[Any], _T]) -> _T:
+    """Let Arrow read a file that Python opened; returns what ``read`` does, when Arrow has let go of the file.
+
+    Threads of its own hold it a moment longer than it reads, and a process that ends then aborts: 33 of 100 did (pyarrow
+    26, November 2026; known as apache/arrow 33975).
+    """
+    lent, is_released = _Lent(file), Event()
+    weakref.finalize(lent, is_released.set)
+    try:
+        return read(lent)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold it, too
+        raise
+    finally:
+        del lent
+        is_released.wait(_RELEASED_WITHIN_S)
+
+
+class _Lent:
+    """A file under a name of its own, so that it can be seen when nobody holds it any longer."""
+
+    def __init__(self, file: io.IOBase) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the file."""
+        return getattr(self._file, name)
 
 
 def to_parquet(rows: pa.Table, provenance: Mapping[str, Any], *, rows_per_group: int = _ROWS_PER_GROUP) -> bytes:

@@ -68,7 +68,8 @@ class Term:
 def words_of(text: str) -> list[str]:
     """Return the words of a text, as they are indexed and asked for."""
     plain = text.lower() if text.isascii() else _without_case_and_accents(text)
-    return [word[:_LONGEST_WORD] for word in _WORD.findall(plain)]
+    words = [plain] if plain.isascii() and plain.isalnum() else _WORD.findall(plain)
+    return [word[:_LONGEST_WORD] for word in words]
 
 
 def _without_case_and_accents(text: str) -> str:

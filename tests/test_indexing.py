@@ -436,6 +436,15 @@ def test_a_row_reads_what_arrow_reads(data: st.DataObject, kind: pa.DataType) ->
             assert [row["value"] for row in rows.at(ids)] == expected
 
 
+def test_objects_have_one_number_in_all_parts() -> None:
+    """Also in a part that was written before parts had it."""
+    rows = pa.table({"item_id": names(5), "object_id": pa.chunked_array([["x", "y"], ["x", "z", "y"]])})
+    parts = [Part.in_memory("one", rows.slice(0, 3), "item_id"), Part.in_memory("two", rows.slice(3), "item_id")]
+    parts[1].__dict__["rows"] = parts[1].rows.drop_columns("object_number")
+    numbers = Rows.of_parts(parts).object_numbers(as_vector_ids(names(5)))
+    assert numbers.tolist() == [vector_id(name) for name in ("x", "y", "x", "z", "y")]
+
+
 def test_a_row_reads_columns_without_values() -> None:
     """A column of nothing but nulls, one without a type, and none at all."""
     rows = pa.table({"item_id": ["a"], "typed": pa.nulls(1, pa.int32()), "untyped": pa.nulls(1), "empty": [""]})

@@ -1,9 +1,12 @@
 """Publishing and refresh: only what changed, models never mixed, generations named by their content."""
 
+import io
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fakes import FakeFaces
@@ -17,7 +20,7 @@ from mm_assets.flows.publishing import publish_steps, stale_step_shards
 from mm_assets.flows.rebuilding import rebuild
 from mm_assets.flows.refreshing import needs_refresh
 from mm_assets.flows.showing import STATES
-from mm_assets.lake import Lake
+from mm_assets.lake import Lake, _Lent, read_parquet, to_parquet
 from mm_assets.ledger import SeenObject
 from mm_assets.ledger.locks import LockBook
 from mm_assets.retrieval import open_tables
@@ -438,6 +441,30 @@ def test_reading_makes_no_lake(tmp_path: Path) -> None:
 
     lake.write_id("a")
     assert lake.lake_id() == lake.find_id() == "a"
+
+
+def test_a_file_is_let_go_of_when_it_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread of Arrow holds it any longer, read or refused: a process that ended meanwhile would abort."""
+    held: list[weakref.ref[Any]] = []
+
+    class Lent(_Lent):
+        """One that is remembered."""
+
+        def __init__(self, file: io.IOBase) -> None:
+            super().__init__(file)
+            held.append(weakref.ref(self))
+
+    monkeypatch.setattr("mm_assets.lake._Lent", Lent)
+    monkeypatch.setattr("mm_assets.lake._RELEASED_WITHIN_S", 60)
+    rows = pa.table({"text": ["a"] * 1_000, "pieces": [[{"text": "a"}]] * 1_000, "n": range(1_000)})
+    data = to_parquet(rows, {}, rows_per_group=100)
+    for _ in range(100):
+        assert read_parquet(io.BytesIO(data), ["n", "pieces"]).equals(rows.select(["n", "pieces"]))
+        assert held.pop()() is None
+        for broken, columns in ((data, ["n", "absent"]), (data[:-20], ["n"]), (b"\0" * 2_000 + data[2_000:], None)):
+            with pytest.raises((pa.ArrowException, OSError)):
+                read_parquet(io.BytesIO(broken), columns)
+            assert held.pop()() is None
 
 
 def test_a_damaged_result_is_made_again_and_stops_nothing(make_workspace: Callable[..., Any], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mm_assets.errors import ConfigError
 from mm_assets.flows.discovery import discover
 from mm_assets.flows.processing import process_batch
 from mm_assets.flows.removing import erase, sweep
+from mm_assets.identity import vector_id
 from mm_assets.indexing import GrownIndex, Part, Rows, build_index, write_part
 from mm_assets.ledger.dead import DeadFilter
 from mm_assets.resources.readers import open_retriever as open_product_retriever
@@ -572,6 +573,30 @@ def test_what_is_said_in_a_scene_belongs_to_it(tmp_path: Path) -> None:
         ("s0", 0.0, 10.0, 1),
         ("t0", 0.0, 10.0, 1),
     ]
+
+
+@pytest.mark.parametrize("number_of", [vector_id, lambda _: 0, lambda name: len(name) // 3])
+def test_no_answer_is_left_out_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number_of: Callable[[str], int]
+) -> None:
+    """The k best are those of all that signals name, also where objects share a number."""
+    monkeypatch.setattr("mm_assets.indexing.parts.vector_id", number_of)
+    random = np.random.default_rng(3)
+    drawn = {
+        name: random.integers(0, 9 + 10 * place, (60, 2)) for place, name in enumerate(("visual", "face", "words"))
+    }
+    signals = [
+        ranked(
+            tmp_path, name, [(f"s{of}-{scene}", "x" * of, float(scene), scene + 1.0) for of, scene in items.tolist()]
+        )
+        for name, items in drawn.items()
+    ]
+    best = [(m.segment_id, m.score, len(m.evidence)) for m in fuse(signals, Question(text="q", k=1_000))]
+    for k in (1, 3, 10):
+        found = fuse(signals, Question(text="q", k=k))
+        assert [(m.segment_id, m.score, len(m.evidence)) for m in found[:k]] == best[:k]
+        assert number_of is not vector_id or len(found) < len(best)
+    assert fuse([], Question(text="q")) == []
 
 
 def test_near_duplicates_and_sameness_give_way() -> None:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mm_assets.anomalies import Baseline
 from mm_assets.clustering import ClusterModel
 from mm_assets.flows.workspace import Workspace
+from mm_assets.lake import read_parquet
 from mm_assets.spaces import ALL_SPACES, SPACES
 from mm_assets.tagging import FrozenTaxonomy
 
@@ -64,4 +64,4 @@ def _load_table(workspace: Workspace, name: str, recipe: str) -> pa.Table | None
     if manifest is None or recipe not in manifest["recipes"]:
         return None
     data = workspace.lake.read_generation(name, manifest["generation"], "model.parquet")
-    return pq.read_table(io.BytesIO(data))
+    return read_parquet(io.BytesIO(data))

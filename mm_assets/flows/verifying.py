@@ -26,7 +26,7 @@ from mm_assets.flows.rebuilding import selected
 from mm_assets.flows.refreshing import lagging
 from mm_assets.flows.showing import STATES, shown_recipes
 from mm_assets.flows.workspace import Workspace
-from mm_assets.lake import DISCOVERY, RangeFile, parse_result_key, read_provenance
+from mm_assets.lake import DISCOVERY, RangeFile, parse_result_key, read_parquet, read_provenance
 from mm_assets.spaces import SPACES, WORDS
 from mm_assets.vectors import as_vector_ids
 
@@ -170,7 +170,7 @@ def _read_result(
         with RangeFile(workspace.lake.store, stored.key) as file:
             if file.etag != stored.etag:
                 return None  # replaced since it was listed
-            rows = pq.read_table(file, partitioning=None) if identity else None
+            rows = read_parquet(file) if identity else None
             n_found = rows.num_rows if rows is not None else pq.read_metadata(file).num_rows
     except (ObjectNotFoundError, ObjectChangedError):
         return None  # removed since, or replaced while it was read

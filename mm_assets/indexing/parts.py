@@ -3,7 +3,7 @@
 Put here: the files of rows and looking rows up. Keep out: searching, and which parts there are.
 
 A part is a shard of a published table as an Arrow IPC file, uncompressed so that it is mapped and not read, with the
-64-bit id of each row in front. So an answer is put together without opening a table, and an index that is built anew or
+64-bit id of each row in front, and that of its object. So an answer is put together without opening a table, and an index that is built anew or
 grows by a few rows shares its parts with the one before.
 """
 
@@ -19,12 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mm_assets.errors import SchemaError
+from mm_assets.identity import vector_id
 from mm_assets.vectors import Floats, Ids, as_unit_vectors, as_vector_ids, from_arrow, rows_of
 
 Numbers = npt.NDArray[np.int32]
 
 ID = "vector_id"
 VECTOR = "vector"
+OBJECT = "object_id"
+OBJECT_NUMBER = "object_number"
 _PART = "part of an index"  # the names in messages
 _INDEX = "index"
 _ROWS_PER_BLOCK = 65_536
@@ -53,6 +56,14 @@ class Part:
         """(n,) ids, in the order of the rows."""
         ids: Ids = single(self.rows[ID]).to_numpy()
         return ids
+
+    @cached_property
+    def object_numbers(self) -> Ids:
+        """(n,) a number for the object of each row, the same in all parts; two objects rarely share one."""
+        if OBJECT_NUMBER not in self.rows.schema.names:  # written before parts had it
+            return _numbers_of(self.rows[OBJECT])
+        numbers: Ids = single(self.rows[OBJECT_NUMBER]).to_numpy()
+        return numbers
 
     @cached_property
     def matrix(self) -> Floats:
@@ -130,8 +141,17 @@ def _with_ids(rows: pa.Table, item_column: str) -> pa.Table:
     ids = as_vector_ids(rows[item_column].to_pylist())
     if VECTOR in rows.schema.names:
         as_unit_vectors(from_arrow(rows[VECTOR]))
+    if OBJECT in rows.schema.names:
+        rows = rows.add_column(0, OBJECT_NUMBER, [_numbers_of(rows[OBJECT])])
     whole = rows.add_column(0, pa.field(ID, pa.int64()), pa.array(ids, pa.int64()))
     return whole.replace_schema_metadata().combine_chunks()
+
+
+def _numbers_of(object_ids: pa.ChunkedArray) -> Ids:
+    encoded = object_ids.combine_chunks().dictionary_encode()
+    of_objects = np.array([vector_id(object_id) for object_id in encoded.dictionary.to_pylist()], np.int64)
+    numbers: Ids = of_objects[encoded.indices.to_numpy()]
+    return numbers
 
 
 def write_rows(file: Path, rows: pa.Table) -> None:
@@ -243,6 +263,13 @@ class Rows:
         numbers, rows = self._locate(ids)
         return [Row(self.parts[number], row) for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)]
 
+    def object_numbers(self, ids: Ids) -> Ids:
+        """Return for each id, all of which must be here, ``Part.object_numbers``."""
+        found = np.empty(len(ids), np.int64)
+        for number, at, rows in self._by_part(np.searchsorted(self.ids, ids)):
+            found[at] = self.parts[number].object_numbers[rows]
+        return found
+
     def ids_where(self, column: str, values: pa.Array) -> Ids:
         """Return the ids of the rows whose column has one of these values, ascending."""
         found = [np.empty(0, np.int64)]
@@ -254,30 +281,30 @@ class Rows:
     def gather(self, ids: Ids) -> Floats:
         """Return (len(ids), dim) vectors in the order of these ids, all of which must be here."""
         found = np.empty((len(ids), self.dim), np.float32)
-        for at, matrix, rows in self._by_part(np.searchsorted(self.ids, ids)):
-            found[at] = matrix[rows]
+        for number, at, rows in self._by_part(np.searchsorted(self.ids, ids)):
+            found[at] = self.parts[number].matrix[rows]
         return found
 
     def compare(self, query: Floats, places: Ids) -> Floats:
         """Return the (len(places),) cosines of a vector to those of ``ids[places]``."""
         order, vectors, n = [np.empty(0, np.int64)], np.empty((len(places), self.dim), np.float32), 0
-        for at, matrix, rows in self._by_part(places):
+        for number, at, rows in self._by_part(places):
             # "clip" as no row is outside: to look first, numpy would copy twice.
-            matrix.take(rows, axis=0, out=vectors[n : n + len(rows)], mode="clip")
+            self.parts[number].matrix.take(rows, axis=0, out=vectors[n : n + len(rows)], mode="clip")
             order.append(at)
             n += len(rows)
         found = np.empty(len(places), np.float32)
         found[np.concatenate(order)] = np.vecdot(vectors, query)  # not @, which would wake BLAS's threads
         return found
 
-    def _by_part(self, places: Ids) -> Iterator[tuple[Ids, Floats, Numbers]]:
-        """Yield which of the places lie in a part, its vectors, and their rows in it, part by part."""
+    def _by_part(self, places: Ids) -> Iterator[tuple[int, Ids, Numbers]]:
+        """Yield the number of a part, which of the places lie in it, and their rows there, part by part."""
         numbers, rows = self.part_numbers[places], self.part_rows[places]
         order = np.argsort(numbers, kind="stable")
         rows, start = rows[order], 0
         for number, n in enumerate(np.bincount(numbers, minlength=1).tolist()):
             if n:
-                yield order[start : start + n], self.parts[number].matrix, rows[start : start + n]
+                yield number, order[start : start + n], rows[start : start + n]
                 start += n
 
     def blocks(self) -> Iterator[tuple[slice, Floats]]:

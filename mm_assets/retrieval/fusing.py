@@ -6,17 +6,20 @@ diversity, near-duplicates. Keep out: where ranks come from.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mm_assets.indexing import Row
 from mm_assets.retrieval.questions import Question
 from mm_assets.retrieval.signals import Ranked
-from mm_assets.vectors import Floats
+from mm_assets.vectors import Floats, Ids
+
+Scores = npt.NDArray[np.float64]
 
 RANK_CONSTANT = 60
 NEAR_DUPLICATE = 0.97  # cosine of keyframes; of the same picture in another size or quality
@@ -41,9 +44,6 @@ class Evidence(NamedTuple):
     def score(self) -> float:
         """Cosine or BM25."""
         return float(self.ranked.scores[self.place - 1])
-
-
-_SHARE = attrgetter("share")
 
 
 @dataclass
@@ -78,20 +78,33 @@ def fuse(signals: Sequence[Ranked], question: Question) -> list[Fused]:
     each signal its best item counts. What is said twice in a scene is two moments.
     """
     objects: dict[str, list[Evidence]] = defaultdict(list)
-    for ranked in signals:
-        weight = question.weight(ranked.signal)
-        for place, row in enumerate(ranked.rows.at(ranked.ids), 1):
-            objects[row["object_id"]].append(Evidence(ranked, place, row, weight / (RANK_CONSTANT + place)))
-    found = [moment for items in _contenders(objects.values(), question) for moment in _moments(items)]
+    for ranked, places in zip(signals, _contenders(signals, question), strict=True):
+        shares = _shares(ranked, question)[places]
+        for place, row, share in zip(places, ranked.rows.at(ranked.ids[places]), shares.tolist(), strict=True):
+            objects[row["object_id"]].append(Evidence(ranked, int(place) + 1, row, share))
+    found = [moment for items in objects.values() for moment in _moments(items)]
     return sorted(found, key=lambda moment: (-moment.score, moment.segment_id, moment.start_s or 0.0))
 
 
-def _contenders(objects: Collection[list[Evidence]], question: Question) -> Collection[list[Evidence]]:
-    """Leave out objects that together have less than k others have by one item: to read where items are costs most."""
-    if question.diversify or question.collapse or len(objects) <= question.k:
-        return objects
-    sure = sorted(max(map(_SHARE, items)) for items in objects)[-question.k]
-    return [items for items in objects if sum(map(_SHARE, items)) >= sure]
+def _shares(ranked: Ranked, question: Question) -> Scores:
+    """Return what each item of a signal adds to the score of its moment."""
+    return question.weight(ranked.signal) / (RANK_CONSTANT + 1 + np.arange(len(ranked.ids)))
+
+
+def _contenders(signals: Sequence[Ranked], question: Question) -> list[Ids]:
+    """Return for each signal which of its items to read, which costs most.
+
+    Left out are those of objects that together have less than k other objects have by one item each.
+    """
+    ends = [0, *accumulate(len(ranked.ids) for ranked in signals)]
+    is_read = np.ones(ends[-1], bool)
+    if not (question.diversify or question.collapse) and ends[-1] > question.k:
+        _, of = np.unique(np.concatenate([s.rows.object_numbers(s.ids) for s in signals]), return_inverse=True)
+        shares = np.concatenate([_shares(ranked, question) for ranked in signals])
+        best = np.zeros(len(of))
+        np.maximum.at(best, of, shares)
+        is_read = (np.bincount(of, shares) >= np.sort(best)[-question.k])[of]
+    return [np.flatnonzero(is_read[start:end]) for start, end in pairwise(ends)]
 
 
 def _moments(items: Sequence[Evidence]) -> list[Fused]:

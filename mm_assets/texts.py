@@ -67,9 +67,11 @@ class Term:
 
 def words_of(text: str) -> list[str]:
     """Return the words of a text, as they are indexed and asked for."""
-    plain = text.lower() if text.isascii() else _without_case_and_accents(text)
-    words = [plain] if plain.isascii() and plain.isalnum() else _WORD.findall(plain)
-    return [word[:_LONGEST_WORD] for word in words]
+    is_ascii = text.isascii()
+    if is_ascii and text.isalnum():  # one word, as most pieces of speech are
+        return [text[:_LONGEST_WORD].lower()]
+    plain = text.lower() if is_ascii else _without_case_and_accents(text)
+    return [word[:_LONGEST_WORD] for word in _WORD.findall(plain)]
 
 
 def _without_case_and_accents(text: str) -> str:

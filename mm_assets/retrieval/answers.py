@@ -134,24 +134,26 @@ def _details(evidence: Evidence) -> dict[str, Any]:
         box, text = [evidence.row[name] for name in _BOX], evidence.row["text"]
         return {"box_px": box if None not in box else None, "snippet": mark_words(text, ()) if text else None}
     details: dict[str, Any] = {"snippet": mark_words(evidence.row["text"], evidence.ranked.terms)}
-    pieces = _matching(evidence.row.elements("pieces"), evidence.ranked.terms).to_pylist()
-    if pieces and pieces[0]["start_s"] is not None:
-        details |= {"start_s": pieces[0]["start_s"], "end_s": pieces[-1]["end_s"]}
-    elif pieces and pieces[0][_BOX[0]] is not None:
-        details["box_px"] = [pieces[0][name] for name in _BOX]
-    return details
+    pieces = evidence.row.elements("pieces")
+    start, end = _matching(pieces, evidence.ranked.terms)
+    if start == end:
+        return details
+    start_s = pieces.field("start_s")[start].as_py()
+    if start_s is not None:
+        return details | {"start_s": start_s, "end_s": pieces.field("end_s")[end - 1].as_py()}
+    box = [pieces.field(name)[start].as_py() for name in _BOX]
+    return details | ({"box_px": box} if None not in box else {})
 
 
-def _matching(pieces: pa.StructArray, terms: Sequence[Term]) -> pa.StructArray:
-    """Return the shortest run of words, or the line, that has most of what was asked for."""
+def _matching(pieces: pa.StructArray, terms: Sequence[Term]) -> tuple[int, int]:
+    """Return from where to where the shortest run of words is, or the line, that has most of what was asked for."""
     found = places_of(terms, pieces.field("text").to_pylist())
     if not any(found):
-        return pieces[:0]
-    if pieces[0]["start_s"].is_valid:
-        start, end = _shortest_run(found)
-        return pieces[start:end]
+        return 0, 0
+    if pieces.field("start_s")[0].is_valid:
+        return _shortest_run(found)
     line = max(range(len(found)), key=lambda place: len(found[place]))
-    return pieces[line : line + 1]
+    return line, line + 1
 
 
 def _shortest_run(found: Sequence[set[int]]) -> tuple[int, int]:

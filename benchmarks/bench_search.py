@@ -1,7 +1,8 @@
 """What a search costs and finds: our index beside two of FAISS, hnswlib, lancedb and qdrant's local mode, in one run.
 
-Run with ``python benchmarks/bench_search.py [--n 1000000]``. The others take part where they are installed (``pip install hnswlib lancedb qdrant-client``). Put here: data,
-measurements, the table. Keep out: how searching works, and how the others are used (``search_peers``).
+Run with ``python benchmarks/bench_search.py [--n 1000000]``. The others take part where they are installed
+(``pip install hnswlib lancedb qdrant-client``). Put here: data, measurements, the table. Keep out: how searching works,
+and how the others are used (``search_peers``).
 
 Each contender is built in one process, which stores it, and asked in another, which opens it: CPU seconds of all their
 threads, of which ours, FAISS and hnswlib are given one. Those that can search more widely do so until they find as much

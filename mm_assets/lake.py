@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
+from threading import Lock
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 PROVENANCE = b"mm_assets"
 JUDGEMENTS, ARRIVALS = "judgements/", "arrivals/"  # of batches, until a publish shows the same rows
 _READ_THREADS = 8
-_RELEASED_WITHIN_S = 1.0  # a thread of Arrow lets go of a file; it takes microseconds
+_RELEASED_WITHIN_S = 1.0  # a thread of Arrow lets go of a file; most within .1 ms, on a busy machine .2 s
 _TAIL_BYTES = 1 << 16  # what readers of Parquet ask for first
 _ROWS_PER_GROUP = 64  # results hold images: a small group keeps readers' memory flat
 _SHARD_KEY = re.compile(r"tables/(?P<table>[^/]+)/shard=(?P<shard>\d{1,9})/part-0\.parquet")
@@ -391,9 +391,14 @@ def lend(file: io.IOBase, read: Callable[[Any], _T]) -> _T:
 
     Threads of its own hold it a moment longer than it reads, and a process that ends then aborts: 33 of 100 did (pyarrow
     26, November 2026; known as apache/arrow 33975).
+
+    Parameters
+    ----------
+    read : keeps nothing that holds the file, such as a ``ParquetFile``; that would be waited for, a second at most
     """
-    lent, is_released = _Lent(file), Event()
-    weakref.finalize(lent, is_released.set)
+    lent, held = _Lent(file), Lock()
+    held.acquire()
+    weakref.finalize(lent, held.release)  # anywhere, also while we wait: an Event would wait for itself
     try:
         return read(lent)
     except BaseException as error:
@@ -401,7 +406,7 @@ def lend(file: io.IOBase, read: Callable[[Any], _T]) -> _T:
         raise
     finally:
         del lent
-        is_released.wait(_RELEASED_WITHIN_S)
+        held.acquire(timeout=_RELEASED_WITHIN_S)
 
 
 class _Lent:

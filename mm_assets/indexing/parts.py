@@ -3,8 +3,8 @@
 Put here: the files of rows and looking rows up. Keep out: searching, and which parts there are.
 
 A part is a shard of a published table as an Arrow IPC file, uncompressed so that it is mapped and not read, with the
-64-bit id of each row in front, and that of its object. So an answer is put together without opening a table, and an index that is built anew or
-grows by a few rows shares its parts with the one before.
+64-bit id of each row in front, and that of its object. So an answer is put together without opening a table, and an
+index that is built anew or grows by a few rows shares its parts with the one before.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -92,6 +92,7 @@ def retriever(place: Place) -> Retriever:
         ({"text": "x", "threshold": 1.5}, "threshold is a cosine, -1…1, not 1.5"),
         ({"text": "x", "threshold": float("nan")}, "threshold is a cosine"),
         ({"said": "x", "threshold": 0.5}, "words and names have no threshold"),
+        ({"text": "x", "spaces": "words", "threshold": 0.5}, "words and names have no threshold"),
         ({"text": "x", "group_by": "day"}, "grouped by 'object'"),
         ({"like": "nobody"}, "no keyframe is indexed for segment 'nobody'"),
         ({"text": "x", "where": "durations_s > 5"}, "did you mean duration_s"),

@@ -27,7 +27,8 @@ _SIGNALS_OF = {
     "shown": ("words",),
     "seen": ("names",),
 }
-SIGNALS = ("visual", "face", "text", "words", "names")
+_COSINES = ("visual", "face", "text")
+SIGNALS = (*_COSINES, "words", "names")
 # Of the others 1. A text that means the question comes after the picture that shows it; figures are at ``signals._NEAR``.
 DEFAULT_WEIGHTS: Mapping[str, float] = {"text": 0.9}
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
@@ -97,7 +98,7 @@ class Question:
         if not -1 <= self.threshold <= 1:
             msg = f"threshold is a cosine, -1…1, not {self.threshold:g}"
             raise ConfigError(msg)
-        if self.threshold > -1 and not any((self.text, self.image, self.face, self.like)):
+        if self.threshold > -1 and not self._asks_for_likeness():
             msg = "words and names have no threshold; it is for pictures, faces and meanings"
             raise ConfigError(msg)
         if self.group_by not in {None, "object"}:
@@ -127,6 +128,11 @@ class Question:
             if getattr(self, part) and not any(map(self.uses, signals)):
                 msg = f"{part} is asked, and spaces and weights leave no signal that would answer it: {', '.join(signals)}"
                 raise ConfigError(msg)
+
+    def _asks_for_likeness(self) -> bool:
+        """Whether a signal takes part whose scores are cosines."""
+        asked = [signals for part, signals in _SIGNALS_OF.items() if getattr(self, part)]
+        return any(signal in _COSINES and self.uses(signal) for signals in asked for signal in signals)
 
     @property
     def names(self) -> tuple[str, ...]:

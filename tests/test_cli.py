@@ -356,6 +356,16 @@ def test_sql_refuses_two_columns_of_one_name_as_json(filled: Place) -> None:
     assert mm("sql", "--csv", query, "-c", config).stdout.splitlines() == ["key,key", "1,2"]
 
 
+def test_a_full_disk_under_the_output_is_told(filled: Place) -> None:
+    """It ends as other failures do: exit code 1, one line."""
+    with Path("/dev/full").open("w") as full:
+        command = [*MM, "sql", "FROM moments", "-c", str(filled.config_file)]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("mm: No space left on device")
+    assert len(ended.stderr.splitlines()) == 1
+
+
 def test_sql_can_be_interrupted(filled: Place) -> None:
     """Ctrl-C amid a query, which DuckDB does not always notice, ends as anywhere else: exit code 130, no stack trace."""
     code = (

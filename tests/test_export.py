@@ -300,6 +300,16 @@ def test_force_spares_folders_of_others(place: Place, tmp_path: Path, kind: str)
     assert (store.target / "precious").exists()
 
 
+def test_force_spares_files_of_others(place: Place, tmp_path: Path) -> None:
+    """Neither a medium nor a table of a lake, which is Parquet of ours as well, is replaced."""
+    store = Store("parquet", tmp_path)
+    table = next((place.lake / "tables").rglob("*.parquet"))
+    for content in (b"precious", b"", table.read_bytes()):
+        store.target.write_bytes(content)
+        assert "exists and is no export to Parquet" in store.export(place, "--force", code=2)
+        assert store.target.read_bytes() == content
+
+
 @pytest.mark.parametrize("kind", ["parquet", "lance"])
 def test_a_target_in_a_file_is_told(place: Place, tmp_path: Path, kind: str) -> None:
     """Its path cannot be."""

@@ -88,7 +88,8 @@ def retriever(place: Place) -> Retriever:
         ({"seen": ",".join("abcdefghijklmnopq")}, "17 names, 16 at most"),
         ({"text": "x", "weights": {"words": -1.0}}, "no weight may be below 0"),
         ({"text": "x", "k": 0}, "k must be at least 1"),
-        ({"text": "x", "diversify": 2.0}, "diversify between 0 and 1"),
+        ({"text": "x", "diversify": 2.0}, "diversify is between 0 and 1, not 2"),
+        ({"text": "x", "diversify": float("nan")}, "diversify is between"),
         ({"text": "x", "threshold": 1.5}, "threshold is a cosine, -1…1, not 1.5"),
         ({"text": "x", "threshold": float("nan")}, "threshold is a cosine"),
         ({"said": "x", "threshold": 0.5}, "words and names have no threshold"),
@@ -178,6 +179,8 @@ def test_a_name_that_nothing_has_is_told_with_its_likes(retriever: Retriever) ->
     assert answer.notes == ("nothing is detected or tagged as 'thin'; did you mean 'thing'?",)
     assert answer.rows.num_rows
     assert retriever.ask(Question(seen="thin", where="false")).notes == ("nothing is detected or tagged as 'thin'",)
+    left_out = "'Thing' is detected or tagged only in what the condition leaves out"
+    assert retriever.ask(Question(seen="Thing", where="false")).notes == (left_out,)
 
 
 # -- conditions --------------------------------------------------------------------------------------------------------

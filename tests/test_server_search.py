@@ -179,7 +179,7 @@ def test_too_many_answers_are_bounded_and_said(client: Client) -> None:
         ({"text": 5}, "text: Input should be a valid string"),
         ({"text": "x", "k": 0}, "k must be at least 1"),
         ({"text": "x", "k": "5"}, "k: Input should be a valid integer"),
-        ({"text": "x", "diversify": 2}, "diversify between 0 and 1"),
+        ({"text": "x", "diversify": 2}, "diversify is between 0 and 1"),
         ({"text": "x", "threshold": -2}, "threshold is a cosine"),
         ({"text": "x", "weights": {"visual": float("nan")}}, "weights.visual"),
         ({"text": "x", "spaces": ["smell"]}, "unknown signal 'smell'"),

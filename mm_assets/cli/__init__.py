@@ -6,6 +6,7 @@ import that ``mm --help`` would wait for.
 Exit codes: 0 done · 1 a run, a check or a service failed · 2 wrong usage or settings · 130 interrupted.
 """
 
+from errno import ENOSPC
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,8 +38,8 @@ from mm_assets.cli.options import config_option, examples
 from mm_assets.errors import ConfigError, MmAssetsError
 
 _INTERRUPTED = """
-Interrupted. Nothing is lost: finished results are in the lake and in the ledger, what was under way was given back.
-The same command goes on where this one stopped."""
+Interrupted. Nothing is lost: what was finished is kept, and work that was under way was given back.
+Run the same command again to go on."""
 
 
 class _Failure(click.ClickException):
@@ -70,6 +71,11 @@ class _Group(click.Group):
                 raise
             msg = f"{error.filename}: {error.strerror}; correct the path, or the rights to it"
             raise _WrongSettings(msg) from error
+        except OSError as error:
+            if error.errno != ENOSPC:
+                raise
+            msg = f"{error.strerror}: {error.filename or 'where this writes to'}; make room, and run the same command again"
+            raise _Failure(msg) from error
         except KeyboardInterrupt:
             click.echo(_INTERRUPTED, err=True)
             raise click.exceptions.Exit(130) from None

@@ -27,7 +27,7 @@ _space_option = click.option(
     show_default=True,
     help="Which index: keyframes, faces, what is said and shown by meaning, or by words.",
 )
-_force_option = click.option("--force", is_flag=True, help="Replace what is there.")
+_force_option = click.option("--force", is_flag=True, help="Replace an earlier export that is there.")
 
 
 @click.group()

@@ -13,10 +13,11 @@ from pathlib import Path
 from threading import Event
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mm_assets.errors import ConfigError, ServiceError
 from mm_assets.exporting.contents import Contents
-from mm_assets.lake import open_parquet
+from mm_assets.lake import open_parquet, read_provenance
 
 
 def write_parquet(contents: Contents, target: Path, *, is_forced: bool = False) -> None:
@@ -24,7 +25,7 @@ def write_parquet(contents: Contents, target: Path, *, is_forced: bool = False) 
 
     Parameters
     ----------
-    is_forced : replace a file that is there
+    is_forced : replace an export that is there; no other file is replaced, which may be a medium or a table
 
     Raises
     ------
@@ -33,7 +34,7 @@ def write_parquet(contents: Contents, target: Path, *, is_forced: bool = False) 
     ServiceError
         It cannot be written (rights, full disk); nothing of it is left.
     """
-    _require_free(target, is_forced=is_forced, is_ours=target.is_file(), kind="file")
+    _require_free(target, is_forced=is_forced, is_ours=_is_export(target), kind="export to Parquet")
     with _beside(target) as new, open_parquet(new, contents.schema, contents.facts) as writer:
         for batch in contents.batches():
             writer.write_batch(batch)
@@ -57,6 +58,13 @@ def write_lance(contents: Contents, target: Path, *, is_forced: bool = False) ->
             pool.submit(lance.write_dataset, rows, str(new)).result()
         finally:
             is_stopped.set()
+
+
+def _is_export(target: Path) -> bool:
+    try:
+        return "index" in read_provenance(pq.read_schema(target))
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def _require_free(target: Path, *, is_forced: bool, is_ours: bool, kind: str) -> None:

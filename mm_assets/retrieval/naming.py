@@ -61,7 +61,8 @@ class NameSignal:
                 found += of_name
                 unknown += [] if of_name else [name]
             known = _known(connection, there, passes) if unknown else []
-            notes = [f"nothing is detected or tagged as {name!r}{_meant(name, known)}" for name in unknown]
+            elsewhere = _known(connection, there, "TRUE") if unknown and within is not None else []
+            notes = [_told(name, known, elsewhere) for name in unknown]
         return found, notes
 
 
@@ -84,6 +85,12 @@ def _known(connection: "duckdb.DuckDBPyConnection", tables: Collection[str], pas
     """Return all names that there are, in small letters."""
     queries = [f"SELECT DISTINCT {_NAMED[table][1]} FROM {table} WHERE {passes}" for table in tables]  # noqa: S608
     return sorted({str(row[0]).lower() for query in queries for row in connection.execute(query).fetchall()})
+
+
+def _told(name: str, known: Sequence[str], elsewhere: Sequence[str]) -> str:
+    if name.lower() in elsewhere:
+        return f"{name!r} is detected or tagged only in what the condition leaves out"
+    return f"nothing is detected or tagged as {name!r}{_meant(name, known)}"
 
 
 def _meant(name: str, known: Sequence[str]) -> str:

@@ -92,15 +92,7 @@ class Question:
         if len(self.names) > _MAX_NAMES:
             msg = f"seen has {len(self.names)} names, {_MAX_NAMES} at most"
             raise ConfigError(msg)
-        if self.k < 1 or not 0 <= self.diversify <= 1:
-            msg = "k must be at least 1, and diversify between 0 and 1"
-            raise ConfigError(msg)
-        if not -1 <= self.threshold <= 1:
-            msg = f"threshold is a cosine, -1…1, not {self.threshold:g}"
-            raise ConfigError(msg)
-        if self.threshold > -1 and not self._asks_for_likeness():
-            msg = "words and names have no threshold; it is for pictures, faces and meanings"
-            raise ConfigError(msg)
+        self._check_numbers()
         if self.group_by not in {None, "object"}:
             msg = f"answers can be grouped by 'object', not by {self.group_by!r}"
             raise ConfigError(msg)
@@ -128,6 +120,20 @@ class Question:
             if getattr(self, part) and not any(map(self.uses, signals)):
                 msg = f"{part} is asked, and spaces and weights leave no signal that would answer it: {', '.join(signals)}"
                 raise ConfigError(msg)
+
+    def _check_numbers(self) -> None:
+        if self.k < 1:
+            msg = f"k must be at least 1, not {self.k}"
+            raise ConfigError(msg)
+        if not 0 <= self.diversify <= 1:
+            msg = f"diversify is between 0 and 1, not {self.diversify:g}"
+            raise ConfigError(msg)
+        if not -1 <= self.threshold <= 1:
+            msg = f"threshold is a cosine, -1…1, not {self.threshold:g}"
+            raise ConfigError(msg)
+        if self.threshold > -1 and not self._asks_for_likeness():
+            msg = "words and names have no threshold; it is for pictures, faces and meanings"
+            raise ConfigError(msg)
 
     def _asks_for_likeness(self) -> bool:
         """Whether a signal takes part whose scores are cosines."""

@@ -19,11 +19,11 @@ import json
 import re
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,7 +32,6 @@ from mm_assets.buckets.base import ObjectNotFoundError, Store, StoredObject
 from mm_assets.errors import ConfigError
 from mm_assets.schemas import Table, check_schema
 
-_T = TypeVar("_T")
 PROVENANCE = b"mm_assets"
 JUDGEMENTS, ARRIVALS = "judgements/", "arrivals/"  # of batches, until a publish shows the same rows
 _READ_THREADS = 8
@@ -381,26 +380,16 @@ def parse_result_key(key: str) -> tuple[str, str, str] | None:
 
 
 def read_parquet(file: io.IOBase, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file that Python opened; pyarrow's ArrowException or OSError where it is damaged, or lacks a column."""
-    wanted = list(columns) if columns is not None else None
-    return lend(file, lambda lent: pq.read_table(lent, columns=wanted, partitioning=None))
+    """Read a Parquet file that Python opened; pyarrow's ArrowException or OSError where it is damaged, or lacks a column.
 
-
-def lend(file: io.IOBase, read: Callable[[Any], _T]) -> _T:
-    """Let Arrow read a file that Python opened; returns what ``read`` does, when Arrow has let go of the file.
-
-    Threads of its own hold it a moment longer than it reads, and a process that ends then aborts: 33 of 100 did (pyarrow
-    26, November 2026; known as apache/arrow 33975).
-
-    Parameters
-    ----------
-    read : keeps nothing that holds the file, such as a ``ParquetFile``; that would be waited for, a second at most
+    Returns when Arrow has let go of the file: threads of its own hold it a moment longer than they read, and a process that
+    ends then aborts. 33 of 100 did (pyarrow 26, November 2026; known as apache/arrow 33975).
     """
     lent, held = _Lent(file), Lock()
     held.acquire()
     weakref.finalize(lent, held.release)  # anywhere, also while we wait: an Event would wait for itself
     try:
-        return read(lent)
+        return pq.read_table(lent, columns=list(columns) if columns is not None else None, partitioning=None)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # they hold it, too
         raise

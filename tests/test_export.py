@@ -3,6 +3,7 @@
 Parquet by polars and DuckDB, Lance by Lance, Qdrant by its client's local mode; the index is ours, with fake models.
 """
 
+import io
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli_driver import mm
@@ -304,7 +306,9 @@ def test_force_spares_files_of_others(place: Place, tmp_path: Path) -> None:
     """Neither a medium nor a table of a lake, which is Parquet of ours as well, is replaced."""
     store = Store("parquet", tmp_path)
     table = next((place.lake / "tables").rglob("*.parquet"))
-    for content in (b"precious", b"", table.read_bytes()):
+    foreign = io.BytesIO()
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({b"mm_assets": b"no JSON"}), foreign)
+    for content in (b"precious", b"", table.read_bytes(), foreign.getvalue()):
         store.target.write_bytes(content)
         assert "exists and is no export to Parquet" in store.export(place, "--force", code=2)
         assert store.target.read_bytes() == content

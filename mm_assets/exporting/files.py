@@ -62,8 +62,8 @@ def write_lance(contents: Contents, target: Path, *, is_forced: bool = False) ->
 
 def _is_export(target: Path) -> bool:
     try:
-        return "index" in read_provenance(pq.read_schema(target))
-    except (pa.ArrowException, OSError):
+        return target.is_file() and "index" in read_provenance(pq.read_schema(target))
+    except (ValueError, OSError):  # no Parquet, or with a provenance that is none of ours
         return False
 
 

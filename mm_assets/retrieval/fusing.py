@@ -78,10 +78,11 @@ def fuse(signals: Sequence[Ranked], question: Question) -> list[Fused]:
     each signal its best item counts. What is said twice in a scene is two moments.
     """
     objects: dict[str, list[Evidence]] = defaultdict(list)
-    for ranked, places in zip(signals, _contenders(signals, question), strict=True):
-        shares = _shares(ranked, question)[places]
-        for place, row, share in zip(places, ranked.rows.at(ranked.ids[places]), shares.tolist(), strict=True):
-            objects[row["object_id"]].append(Evidence(ranked, int(place) + 1, row, share))
+    shares = [_shares(ranked, question) for ranked in signals]
+    for ranked, of, places in zip(signals, shares, _contenders(signals, shares, question), strict=True):
+        rows = ranked.rows.at(ranked.ids[places])
+        for place, row, share in zip(places.tolist(), rows, of[places].tolist(), strict=True):
+            objects[row["object_id"]].append(Evidence(ranked, place + 1, row, share))
     found = [moment for items in objects.values() for moment in _moments(items)]
     return sorted(found, key=lambda moment: (-moment.score, moment.segment_id, moment.start_s or 0.0))
 
@@ -91,7 +92,7 @@ def _shares(ranked: Ranked, question: Question) -> Scores:
     return question.weight(ranked.signal) / (RANK_CONSTANT + 1 + np.arange(len(ranked.ids)))
 
 
-def _contenders(signals: Sequence[Ranked], question: Question) -> list[Ids]:
+def _contenders(signals: Sequence[Ranked], shares: Sequence[Scores], question: Question) -> list[Ids]:
     """Return for each signal which of its items to read, which costs most.
 
     Left out are those of objects that together have less than k other objects have by one item each.
@@ -100,10 +101,9 @@ def _contenders(signals: Sequence[Ranked], question: Question) -> list[Ids]:
     is_read = np.ones(ends[-1], bool)
     if not (question.diversify or question.collapse) and ends[-1] > question.k:
         _, of = np.unique(np.concatenate([s.rows.object_numbers(s.ids) for s in signals]), return_inverse=True)
-        shares = np.concatenate([_shares(ranked, question) for ranked in signals])
-        best = np.zeros(len(of))
-        np.maximum.at(best, of, shares)
-        is_read = (np.bincount(of, shares) >= np.sort(best)[-question.k])[of]
+        share, best = np.concatenate(shares), np.zeros(len(of))
+        np.maximum.at(best, of, share)
+        is_read = (np.bincount(of, share) >= np.sort(best)[-question.k])[of]
     return [np.flatnonzero(is_read[start:end]) for start, end in pairwise(ends)]
 
 
